@@ -1,0 +1,36 @@
+"""Network weights: what ships, how it is checked, how it is written, and how the authors' own files are converted.
+
+`load_network(name)` gives a ready network from a checked folder, `save_network(...)` writes such a folder, `NETWORKS`
+lists what the package knows, and the `convert` module turns the papers' published layouts into these networks.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+_EXPORTS = {
+    "NETWORKS": "registry",
+    "PROFILES": "registry",
+    "NetworkEntry": "registry",
+    "network_entry": "registry",
+    "load_network": "store",
+    "save_network": "store",
+    "read_card": "store",
+    "verify_network": "store",
+    "shipped_root": "store",
+}
+_MODULES = ("card", "convert", "registry", "store")
+
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str):
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS, *_MODULES})

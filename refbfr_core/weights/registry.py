@@ -1,0 +1,110 @@
+"""The networks this package knows by name, and where their weights come from in each profile.
+
+An entry is a plain frozen record. The class of a network is given by a function that imports it when it is needed, so
+that reading the registry costs nothing and no class is ever looked up from a string in a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from refbfr_core.errors import unknown_name
+
+PROFILES: tuple[str, ...] = ("toy", "paper")
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """Where the authors publish a file that the paper profile needs; nothing is fetched from here without being asked."""
+
+    page: str
+    filename: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class NetworkEntry:
+    """One named network.
+
+    `network_class` is called without arguments and returns the class; `recipe` is the name `refbfr train` knows;
+    `published` maps a profile other than "toy" to the file its owners publish.
+    """
+
+    name: str
+    purpose: str
+    network_class: Callable[[], type]
+    recipe: str
+    published: MappingProxyType[str, PublishedFile] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def _face_embedder() -> type:
+    from refbfr_core.models import FaceEmbedder
+
+    return FaceEmbedder
+
+
+def _vq_model() -> type:
+    from diffusers import VQModel
+
+    return VQModel
+
+
+def _unet_2d() -> type:
+    from diffusers import UNet2DModel
+
+    return UNet2DModel
+
+
+_REFLDM_PAGE = "https://github.com/ChiWeiHsiao/ref-ldm/releases/tag/1.0.0"
+
+NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
+    {
+        entry.name: entry
+        for entry in (
+            NetworkEntry(
+                "judge",
+                "face embedder that only scores results (IDS and Deg); it never takes part in a training or a guidance",
+                _face_embedder,
+                "embedder-judge",
+            ),
+            NetworkEntry(
+                "guide",
+                "face embedder that losses and guidance may use; it never scores a result",
+                _face_embedder,
+                "embedder-guide",
+            ),
+            NetworkEntry(
+                "refldm-vq",
+                "first stage of ReF-LDM: image to latent and back through a codebook",
+                _vq_model,
+                "refldm-vq",
+                MappingProxyType({"paper": PublishedFile(_REFLDM_PAGE, "vqgan.ckpt", "non-commercial (authors' README)")}),
+            ),
+            NetworkEntry(
+                "refldm-unet",
+                "denoiser of ReF-LDM, conditioned on the degraded latent and, through CacheKV, on reference latents",
+                _unet_2d,
+                "refldm-base",
+                MappingProxyType(
+                    {"paper": PublishedFile(_REFLDM_PAGE, "refldm.ckpt", "non-commercial (authors' README)")}
+                ),
+            ),
+        )
+    }
+)
+
+
+def network_entry(name: str) -> NetworkEntry:
+    """The entry called `name`; raises `UnknownNameError` that names the nearest known one."""
+    if name not in NETWORKS:
+        raise unknown_name("network", name, NETWORKS)
+    return NETWORKS[name]
+
+
+def check_profile(profile: str) -> str:
+    """Returns `profile` if it is known; raises `UnknownNameError` otherwise."""
+    if profile not in PROFILES:
+        raise unknown_name("profile", profile, PROFILES)
+    return profile

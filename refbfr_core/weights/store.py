@@ -1,0 +1,246 @@
+"""Folders of weights: writing one whole or not at all, and reading one only when every byte and every key is right.
+
+A folder `<root>/<name>/` holds `config.json`, one or more safetensors files in the diffusers layout (half precision, each
+small enough for any git host), `card.json` (sizes and SHA-256 of the files, and what the trainer says) and `CARD.md`.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from refbfr_core.devices import pick_device
+from refbfr_core.errors import ConfigError, WeightsError
+from refbfr_core.weights.card import FORMAT, check_card, render_card
+from refbfr_core.weights.registry import NetworkEntry, check_profile, network_entry
+
+MAX_FILE_BYTES = 6 * 2**20
+_SHARD_SIZE = "5MB"
+_CARD = "card.json"
+_CONFIG = "config.json"
+
+
+def shipped_root(profile: str = "toy") -> Path:
+    """The folder inside the package that holds the shipped networks of `profile`."""
+    return Path(__file__).parent / check_profile(profile)
+
+
+def load_network(
+    name: str,
+    profile: str = "toy",
+    device: str | torch.device | None = None,
+    *,
+    root: str | Path | None = None,
+) -> nn.Module:
+    """The network called `name`, checked and ready: float32, `eval()`, parameters frozen (`requires_grad=False`).
+
+    `root` is a folder written by `save_network` (default: the networks shipped with the package). Every file is compared
+    with the size and SHA-256 in `card.json`, and the keys must match the network exactly. The global random state is left
+    as it was. Raises `UnknownNameError` for a name or profile, `WeightsError` for missing, truncated, altered or
+    mismatching files, and for a profile whose files have to be fetched from their owners.
+    """
+    entry = network_entry(name)
+    check_profile(profile)
+    if root is None and profile in entry.published:
+        raise _must_be_fetched(entry, profile)
+    folder = (Path(root) if root is not None else shipped_root("toy")) / name
+    record = verify_network(folder)
+    network_class = entry.network_class()
+    if record["network_class"] != network_class.__name__:
+        raise WeightsError(
+            f"{folder} holds a {record['network_class']}, but the network {name!r} is a {network_class.__name__}. "
+            f"Point `root` at a folder written by save_network(..., name={name!r})."
+        )
+    network = _build(network_class, folder)
+    _load_state(network, folder, record)
+    return network.to(device=pick_device(device)).eval().requires_grad_(False)
+
+
+def save_network(
+    module: nn.Module,
+    name: str,
+    folder: str | Path,
+    card: Mapping[str, Any],
+    dtype: torch.dtype = torch.float16,
+) -> Path:
+    """Writes `module` as `<folder>/<name>/` and returns that path; what was there before is replaced only at the end.
+
+    `card` says what the network is (see `check_card`). `module` itself is left untouched. Raises `UnknownNameError` for
+    an unregistered name, `ConfigError` for a wrong class or an incomplete card, `WeightsError` when a value does not
+    survive `dtype`, or when a single tensor needs a file above 6 MiB.
+    """
+    entry = network_entry(name)
+    if not isinstance(module, entry.network_class()):
+        raise ConfigError(
+            f"the network {name!r} is a {entry.network_class().__name__}, but a {type(module).__name__} came. "
+            "Save it under the name of its own kind."
+        )
+    about = check_card(card)
+    root = Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=root))
+    try:
+        _converted(module, dtype).save_pretrained(partial, safe_serialization=True, max_shard_size=_SHARD_SIZE)
+        files = [_describe(path) for path in sorted(partial.iterdir())]
+        _refuse_large(name, files)
+        record = {
+            "format": FORMAT,
+            "name": name,
+            "network_class": type(module).__name__,
+            "parameters": sum(parameter.numel() for parameter in module.parameters()),
+            "dtype": str(dtype).removeprefix("torch."),
+            "versions": {library: importlib.metadata.version(library) for library in ("torch", "diffusers")},
+            "files": files,
+            "card": about,
+        }
+        (partial / _CARD).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        (partial / "CARD.md").write_text(render_card(record), encoding="utf-8")
+        partial.chmod(0o755)
+        _put_in_place(partial, root / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return root / name
+
+
+def read_card(folder: str | Path) -> dict[str, Any]:
+    """The record `card.json` of one network's folder; raises `WeightsError` when it is missing or not readable."""
+    path = Path(folder) / _CARD
+    if not path.is_file():
+        raise WeightsError(
+            f"no weights at {Path(folder)} ({_CARD} is missing). Reinstall the package, or train the network "
+            "(`refbfr train --help` lists the recipes) and pass the folder it exported to as `root`."
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path} is not readable JSON ({error}). Restore the file or export the network again.") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise WeightsError(
+            f"{path} is not a card of format {FORMAT}. Export the network again with this version of the package."
+        )
+    return record
+
+
+def verify_network(folder: str | Path) -> dict[str, Any]:
+    """Checks every file of one network's folder against its card and returns the card.
+
+    Raises `WeightsError` that names the file and whether it is missing, truncated or altered.
+    """
+    folder = Path(folder)
+    record = read_card(folder)
+    for item in record["files"]:
+        path = folder / item["name"]
+        if not path.is_file():
+            raise WeightsError(f"{path} is missing. Reinstall the package or export the network again.")
+        size = path.stat().st_size
+        if size != item["bytes"]:
+            what = "truncated" if size < item["bytes"] else "too long"
+            raise WeightsError(
+                f"{path} is {what}: {size} bytes came, {item['bytes']} are expected. Reinstall or copy the file again."
+            )
+        if (digest := _sha256(path)) != item["sha256"]:
+            raise WeightsError(
+                f"{path} has been altered: SHA-256 {digest[:12]}… came, {item['sha256'][:12]}… is expected. "
+                "Reinstall or copy the file again."
+            )
+    return record
+
+
+def _must_be_fetched(entry: NetworkEntry, profile: str) -> WeightsError:
+    published = entry.published[profile]
+    return WeightsError(
+        f"the {profile} profile of {entry.name!r} needs {published.filename!r}, which its owners publish at {published.page} "
+        f"(licence: {published.licence}) and which does not come with this package. Fetching and converting it is not part "
+        "of this version: see 'The two profiles' in README.md; the toy profile (profile=\"toy\") works without it."
+    )
+
+
+def _build(network_class: type, folder: Path) -> nn.Module:
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise WeightsError(f"{folder / _CONFIG} cannot be read ({error}). Export the network again.") from error
+    # Construction draws initial values; a caller's random stream must not notice that a network was loaded.
+    with torch.random.fork_rng(devices=[]):
+        return network_class.from_config(config)
+
+
+def _load_state(network: nn.Module, folder: Path, record: Mapping[str, Any]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    state: dict[str, torch.Tensor] = {}
+    for item in record["files"]:
+        if not item["name"].endswith(".safetensors"):
+            continue
+        try:
+            shard = load_file(folder / item["name"])
+        except SafetensorError as error:
+            raise WeightsError(f"{folder / item['name']} is not a readable safetensors file ({error}).") from error
+        state |= {key: value.float() if value.is_floating_point() else value for key, value in shard.items()}
+    broken = sorted(key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all())
+    if broken:
+        raise WeightsError(f"{folder} holds values that are not finite, first in {broken[0]!r}. Export the network again.")
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise WeightsError(
+            f"the weights in {folder} do not fit the network in its {_CONFIG}: {error} Export the network again."
+        ) from error
+
+
+def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A CPU copy of `module` in `dtype`; raises `WeightsError` if a value becomes infinite or was never finite."""
+    clone = copy.deepcopy(module).to(device="cpu", dtype=dtype)
+    for key, value in clone.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise WeightsError(
+                f"{key!r} is not finite in {dtype}: it overflows, or the training diverged. "
+                "Look at the values, or save with dtype=torch.float32."
+            )
+    return clone
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _refuse_large(name: str, files: list[dict[str, Any]]) -> None:
+    for item in files:
+        if item["bytes"] > MAX_FILE_BYTES:
+            raise WeightsError(
+                f"{item['name']} of {name!r} would need {item['bytes']} bytes; a file may have {MAX_FILE_BYTES}. "
+                "A single tensor is too large: make the widest layer narrower or save in half precision."
+            )
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    """Renames `partial` to `target`; an older folder there is moved aside first and comes back if the rename fails."""
+    if not target.exists():
+        partial.rename(target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+    try:
+        target.rename(aside / target.name)
+        try:
+            partial.rename(target)
+        except OSError:
+            (aside / target.name).rename(target)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
