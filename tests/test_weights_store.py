@@ -7,10 +7,15 @@ import torch
 from diffusers import UNet2DModel, VQModel
 from safetensors.torch import load_file, save_file
 
-from refbfr_core.errors import ConfigError, UnknownNameError, WeightsError
+from refbfr_core.errors import ConfigError, DiskFullError, OutputError, UnknownNameError, WeightsError
 from refbfr_core.weights import load_network, save_network, store, verify_network
 
-CARD = {"summary": "a test network | with a bar", "training_data": "nothing", "recipe": {"steps": 3}, "results": {"psnr": 30.12345}}
+CARD = {
+    "summary": "a test network | with a bar",
+    "training_data": "nothing",
+    "recipe": {"steps": 3},
+    "results": {"psnr": 30.12345},
+}
 
 
 def tiny_vq(seed=0, width=8):
@@ -47,7 +52,10 @@ def test_saving_leaves_the_module_alone_and_loading_leaves_the_random_state_alon
     before = {key: value.clone() for key, value in network.state_dict().items()}
     save_network(network, "refldm-vq", tmp_path, CARD)
     assert network.training
-    assert all(torch.equal(value, before[key]) and value.dtype == before[key].dtype for key, value in network.state_dict().items())
+    assert all(
+        torch.equal(value, before[key]) and value.dtype == before[key].dtype
+        for key, value in network.state_dict().items()
+    )
     state = torch.random.get_rng_state()
     load_network("refldm-vq", device="cpu", root=tmp_path)
     assert torch.equal(state, torch.random.get_rng_state())
@@ -89,8 +97,7 @@ def test_replacing_keeps_only_the_new_folder(saved, tmp_path):
     save_network(tiny_vq(seed=1), "refldm-vq", tmp_path, CARD)
     assert [path.name for path in tmp_path.iterdir()] == ["refldm-vq"]
     loaded = load_network("refldm-vq", device="cpu", root=tmp_path)
-    assert torch.equal(loaded.conv_in.weight if hasattr(loaded, "conv_in") else loaded.encoder.conv_in.weight,
-                       tiny_vq(seed=1).encoder.conv_in.weight.half().float())
+    assert torch.equal(loaded.encoder.conv_in.weight, tiny_vq(seed=1).encoder.conv_in.weight.half().float())
 
 
 def test_a_failed_save_leaves_the_old_folder_and_nothing_else(saved, tmp_path, monkeypatch):
@@ -98,7 +105,7 @@ def test_a_failed_save_leaves_the_old_folder_and_nothing_else(saved, tmp_path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(VQModel, "save_pretrained", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskFullError, match="No space"):
         save_network(tiny_vq(seed=1), "refldm-vq", tmp_path, CARD)
     assert [path.name for path in tmp_path.iterdir()] == ["refldm-vq"]
     verify_network(saved)
@@ -138,7 +145,7 @@ def test_altered_config(saved, tmp_path):
         load_network("refldm-vq", root=tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"format": 99}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 99}', '{"format": 1}'])
 def test_corrupt_card(saved, tmp_path, content):
     (saved / "card.json").write_text(content)
     with pytest.raises(WeightsError, match=r"card"):
@@ -218,3 +225,9 @@ def test_a_tensor_too_large_for_one_file_is_refused(tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match="1000"):
         save_network(tiny_vq(), "refldm-vq", tmp_path, CARD)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_where_the_folder_should_be(tmp_path):
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(OutputError, match="out"):
+        save_network(tiny_vq(), "refldm-vq", tmp_path / "out", CARD)

@@ -1,4 +1,4 @@
-"""Model cards: `card.json` is the record, `CARD.md` is the same record for people, rendered and never edited by hand."""
+"""Model cards: `card.json` is the record, `CARD.md` the same record for people, rendered and never edited by hand."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def render_card(record: Mapping[str, Any]) -> str:
     lines += [
         "## Files",
         "",
-        f"`{record['network_class']}` with {record['parameters']:,} parameters, stored as {record['dtype']} and read as "
-        "float32.",
+        f"`{record['network_class']}` with {record['parameters']:,} parameters, "
+        f"stored as {record['dtype']} and read as float32.",
         "",
         "| file | bytes | SHA-256 |",
         "|---|---:|---|",

@@ -17,7 +17,7 @@ PROFILES: tuple[str, ...] = ("toy", "paper")
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """Where the authors publish a file that the paper profile needs; nothing is fetched from here without being asked."""
+    """Where the authors publish a file that the paper profile needs; nothing is fetched from there unasked."""
 
     page: str
     filename: str
@@ -80,7 +80,9 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 "first stage of ReF-LDM: image to latent and back through a codebook",
                 _vq_model,
                 "refldm-vq",
-                MappingProxyType({"paper": PublishedFile(_REFLDM_PAGE, "vqgan.ckpt", "non-commercial (authors' README)")}),
+                MappingProxyType(
+                    {"paper": PublishedFile(_REFLDM_PAGE, "vqgan.ckpt", "non-commercial (authors' README)")}
+                ),
             ),
             NetworkEntry(
                 "refldm-unet",

@@ -1,7 +1,8 @@
 """Folders of weights: writing one whole or not at all, and reading one only when every byte and every key is right.
 
-A folder `<root>/<name>/` holds `config.json`, one or more safetensors files in the diffusers layout (half precision, each
-small enough for any git host), `card.json` (sizes and SHA-256 of the files, and what the trainer says) and `CARD.md`.
+A folder `<root>/<name>/` holds `config.json`, one or more safetensors files in the diffusers layout (half precision,
+each small enough for any git host), `card.json` (sizes and SHA-256 of the files, and what the trainer says) and
+`CARD.md`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import torch
 from torch import nn
 
 from refbfr_core.devices import pick_device
-from refbfr_core.errors import ConfigError, WeightsError
+from refbfr_core.errors import ConfigError, OutputError, WeightsError
+from refbfr_core.files import output_error
 from refbfr_core.weights.card import FORMAT, check_card, render_card
 from refbfr_core.weights.registry import NetworkEntry, check_profile, network_entry
 
@@ -28,6 +30,7 @@ MAX_FILE_BYTES = 6 * 2**20
 _SHARD_SIZE = "5MB"
 _CARD = "card.json"
 _CONFIG = "config.json"
+_RECORD_KEYS = frozenset({"name", "network_class", "parameters", "dtype", "files", "card"})
 
 
 def shipped_root(profile: str = "toy") -> Path:
@@ -44,10 +47,10 @@ def load_network(
 ) -> nn.Module:
     """The network called `name`, checked and ready: float32, `eval()`, parameters frozen (`requires_grad=False`).
 
-    `root` is a folder written by `save_network` (default: the networks shipped with the package). Every file is compared
-    with the size and SHA-256 in `card.json`, and the keys must match the network exactly. The global random state is left
-    as it was. Raises `UnknownNameError` for a name or profile, `WeightsError` for missing, truncated, altered or
-    mismatching files, and for a profile whose files have to be fetched from their owners.
+    `root` is a folder that `save_network` wrote to (default: the networks shipped with the package). Every file is
+    compared with the size and SHA-256 in `card.json`, and the keys must match the network exactly. The global random
+    state is left as it was. Raises `UnknownNameError` for a name or profile, `WeightsError` for missing, truncated,
+    altered or mismatching files, and for a profile whose files have to be fetched from their owners.
     """
     entry = network_entry(name)
     check_profile(profile)
@@ -77,7 +80,7 @@ def save_network(
 
     `card` says what the network is (see `check_card`). `module` itself is left untouched. Raises `UnknownNameError` for
     an unregistered name, `ConfigError` for a wrong class or an incomplete card, `WeightsError` when a value does not
-    survive `dtype`, or when a single tensor needs a file above 6 MiB.
+    survive `dtype` or a single tensor needs a file above 6 MiB, `OutputError` when the place cannot be written.
     """
     entry = network_entry(name)
     if not isinstance(module, entry.network_class()):
@@ -87,28 +90,10 @@ def save_network(
         )
     about = check_card(card)
     root = Path(folder)
-    root.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=root))
     try:
-        _converted(module, dtype).save_pretrained(partial, safe_serialization=True, max_shard_size=_SHARD_SIZE)
-        files = [_describe(path) for path in sorted(partial.iterdir())]
-        _refuse_large(name, files)
-        record = {
-            "format": FORMAT,
-            "name": name,
-            "network_class": type(module).__name__,
-            "parameters": sum(parameter.numel() for parameter in module.parameters()),
-            "dtype": str(dtype).removeprefix("torch."),
-            "versions": {library: importlib.metadata.version(library) for library in ("torch", "diffusers")},
-            "files": files,
-            "card": about,
-        }
-        (partial / _CARD).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        (partial / "CARD.md").write_text(render_card(record), encoding="utf-8")
-        partial.chmod(0o755)
-        _put_in_place(partial, root / name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _write_folder(module, name, root, about, dtype)
+    except OSError as error:
+        raise error if isinstance(error, OutputError) else output_error(root / name, error) from error
     return root / name
 
 
@@ -123,8 +108,10 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path} is not readable JSON ({error}). Restore the file or export the network again.") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise WeightsError(
+            f"{path} is not readable JSON ({error}). Restore the file or export the network again."
+        ) from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT or not record.keys() >= _RECORD_KEYS:
         raise WeightsError(
             f"{path} is not a card of format {FORMAT}. Export the network again with this version of the package."
         )
@@ -156,12 +143,38 @@ def verify_network(folder: str | Path) -> dict[str, Any]:
     return record
 
 
+def _write_folder(module: nn.Module, name: str, root: Path, about: dict[str, Any], dtype: torch.dtype) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=root))
+    try:
+        _converted(module, dtype).save_pretrained(partial, safe_serialization=True, max_shard_size=_SHARD_SIZE)
+        files = [_describe(path) for path in sorted(partial.iterdir())]
+        _refuse_large(name, files)
+        record = {
+            "format": FORMAT,
+            "name": name,
+            "network_class": type(module).__name__,
+            "parameters": sum(parameter.numel() for parameter in module.parameters()),
+            "dtype": str(dtype).removeprefix("torch."),
+            "versions": {library: importlib.metadata.version(library) for library in ("torch", "diffusers")},
+            "files": files,
+            "card": about,
+        }
+        (partial / _CARD).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        (partial / "CARD.md").write_text(render_card(record), encoding="utf-8")
+        partial.chmod(0o755)
+        _put_in_place(partial, root / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def _must_be_fetched(entry: NetworkEntry, profile: str) -> WeightsError:
     published = entry.published[profile]
     return WeightsError(
-        f"the {profile} profile of {entry.name!r} needs {published.filename!r}, which its owners publish at {published.page} "
-        f"(licence: {published.licence}) and which does not come with this package. Fetching and converting it is not part "
-        "of this version: see 'The two profiles' in README.md; the toy profile (profile=\"toy\") works without it."
+        f"the {profile} profile of {entry.name!r} needs {published.filename!r}, which its owners publish at "
+        f"{published.page} (licence: {published.licence}) and which does not come with this package. Fetching and "
+        "converting it is not part of this version: see 'The two profiles' in README.md. "
+        'The toy profile works without it: profile="toy".'
     )
 
 
@@ -190,7 +203,9 @@ def _load_state(network: nn.Module, folder: Path, record: Mapping[str, Any]) -> 
         state |= {key: value.float() if value.is_floating_point() else value for key, value in shard.items()}
     broken = sorted(key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all())
     if broken:
-        raise WeightsError(f"{folder} holds values that are not finite, first in {broken[0]!r}. Export the network again.")
+        raise WeightsError(
+            f"{folder} holds values that are not finite, first in {broken[0]!r}. Export the network again."
+        )
     try:
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:
