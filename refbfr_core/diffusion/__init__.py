@@ -10,6 +10,7 @@ from refbfr_core.diffusion.forward import (
     v_to_eps,
     v_to_x0,
 )
+from refbfr_core.diffusion.library import schedule_from_scheduler, to_ddpm_scheduler, to_scheduler
 from refbfr_core.diffusion.noise import image_generators, image_noise, image_seeds
 from refbfr_core.diffusion.schedules import (
     SCHEDULES,
@@ -19,10 +20,7 @@ from refbfr_core.diffusion.schedules import (
     make_schedule,
     refldm_schedule,
     respace,
-    schedule_from_scheduler,
     sqrt_linear_betas,
-    to_ddpm_scheduler,
-    to_scheduler,
 )
 from refbfr_core.diffusion.spacing import (
     PAPER_SPACINGS,

@@ -17,7 +17,16 @@ from torch import Tensor
 from refbfr_core.diffusion.schedules import Schedule
 from refbfr_core.errors import ConfigError, unknown_name
 
-__all__ = ["PREDICTION_TYPES", "add_noise", "eps_and_x0", "predict_eps", "predict_v", "predict_x0", "v_to_eps", "v_to_x0"]
+__all__ = [
+    "PREDICTION_TYPES",
+    "add_noise",
+    "eps_and_x0",
+    "predict_eps",
+    "predict_v",
+    "predict_x0",
+    "v_to_eps",
+    "v_to_x0",
+]
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 """What a network may output, in diffusers' words: the noise, the clean sample x_0, the velocity v."""

@@ -100,9 +100,13 @@ def _check_generators(generators: Sequence[object], n: int) -> list[torch.Genera
         raise ConfigError(f"{len(generators)} generators for {n} images; expected one an image: a list of {n}.")
     for g in generators:
         if not isinstance(g, torch.Generator):
-            raise ConfigError(f"the list mixes torch.Generator with {type(g).__name__}; pass only generators or only ints.")
+            raise ConfigError(
+                f"the list mixes torch.Generator with {type(g).__name__}; pass only generators, or only ints."
+            )
         if g.device.type != "cpu":
-            raise ConfigError(f"a generator lives on {g.device}; noise is drawn on the CPU. Use torch.Generator('cpu').")
+            raise ConfigError(
+                f"a generator lives on {g.device}; noise is drawn on the CPU. Use torch.Generator('cpu')."
+            )
     if len({id(g) for g in generators}) != n:
         raise ConfigError("the same torch.Generator appears twice; give every image its own, or pass seed=<int>.")
     return list(generators)

@@ -27,31 +27,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from refbfr_core.errors import ConfigError, unknown_name
 
-if TYPE_CHECKING:
-    from diffusers import DDIMScheduler, DDPMScheduler
-
 __all__ = [
     "SCHEDULES",
     "Schedule",
     "cosine_betas",
+    "library_keywords",
     "linear_betas",
     "make_schedule",
     "refldm_schedule",
     "respace",
-    "schedule_from_scheduler",
     "sqrt_linear_betas",
-    "to_ddpm_scheduler",
-    "to_scheduler",
 ]
-
-_NO_KEYWORDS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +66,7 @@ class Schedule:
     betas: Tensor
     name: str = "custom"
     set_alpha_to_one: bool = False
-    library: Mapping[str, Any] = field(default=_NO_KEYWORDS, repr=False)
+    library: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         betas = torch.as_tensor(self.betas).detach().to(device="cpu", dtype=torch.float64).clone()
@@ -221,7 +214,8 @@ def _check_count(num_train: int) -> int:
     return int(num_train)
 
 
-def _library(kind: str, start: float | None = None, end: float | None = None) -> Mapping[str, Any]:
+def library_keywords(kind: str, start: float | None = None, end: float | None = None) -> Mapping[str, Any]:
+    """The diffusers keywords that describe a beta rule."""
     keywords: dict[str, Any] = {"beta_schedule": kind}
     if start is not None and end is not None:
         keywords.update(beta_start=start, beta_end=end)
@@ -229,7 +223,9 @@ def _library(kind: str, start: float | None = None, end: float | None = None) ->
 
 
 def _sqrt_linear_schedule(name: str, start: float, end: float, num_train: int) -> Schedule:
-    return Schedule(sqrt_linear_betas(start, end, num_train), name, False, _library("scaled_linear", start, end))
+    return Schedule(
+        sqrt_linear_betas(start, end, num_train), name, False, library_keywords("scaled_linear", start, end)
+    )
 
 
 def refldm_schedule(num_train: int = 1000) -> Schedule:
@@ -246,15 +242,15 @@ def _diffmac_schedule(num_train: int) -> Schedule:
 
 
 def _pdgrad_schedule(num_train: int) -> Schedule:
-    return Schedule(linear_betas(1e-4, 0.02, num_train), "pdgrad", True, _library("linear", 1e-4, 0.02))
+    return Schedule(linear_betas(1e-4, 0.02, num_train), "pdgrad", True, library_keywords("linear", 1e-4, 0.02))
 
 
 def _linear_schedule(num_train: int) -> Schedule:
-    return Schedule(linear_betas(1e-4, 0.02, num_train), "linear", True, _library("linear", 1e-4, 0.02))
+    return Schedule(linear_betas(1e-4, 0.02, num_train), "linear", True, library_keywords("linear", 1e-4, 0.02))
 
 
 def _cosine_schedule(num_train: int) -> Schedule:
-    return Schedule(cosine_betas(num_train), "cosine", True, _library("squaredcos_cap_v2"))
+    return Schedule(cosine_betas(num_train), "cosine", True, library_keywords("squaredcos_cap_v2"))
 
 
 SCHEDULES: Mapping[str, Callable[[int], Schedule]] = MappingProxyType(
@@ -301,70 +297,3 @@ def respace(schedule: Schedule, timesteps: list[int]) -> Schedule:
     level = schedule.alphas_cumprod[kept]
     before = torch.cat([level.new_ones(1), level[:-1]])
     return Schedule(1.0 - level / before, f"{schedule.name}/{len(kept)}", schedule.set_alpha_to_one)
-
-
-def to_scheduler(
-    schedule: Schedule, spacing: str = "trailing", *, exact: bool = False, **overrides: Any
-) -> DDIMScheduler:
-    """The diffusers ``DDIMScheduler`` of the same process: no clipping of x_0, noise prediction.
-
-    Args:
-        schedule: the process.
-        spacing: diffusers' ``timestep_spacing``: "trailing", "leading" or "linspace".
-        exact: replace the library's float32 alpha_bar by this schedule's float64 one (relative difference 2e-6; it
-            shows in long runs at t near 0). Lost when the scheduler is saved and loaded.
-        overrides: further ``DDIMScheduler`` keywords.
-    """
-    from diffusers import DDIMScheduler
-
-    return _build(DDIMScheduler, schedule, spacing, exact, {"set_alpha_to_one": schedule.set_alpha_to_one} | overrides)
-
-
-def to_ddpm_scheduler(
-    schedule: Schedule, spacing: str = "leading", *, exact: bool = False, **overrides: Any
-) -> DDPMScheduler:
-    """The diffusers ``DDPMScheduler`` (ancestral sampling) of the same process; arguments as ``to_scheduler``."""
-    from diffusers import DDPMScheduler
-
-    return _build(DDPMScheduler, schedule, spacing, exact, overrides)
-
-
-def _build(cls: type, schedule: Schedule, spacing: str, exact: bool, overrides: dict[str, Any]) -> Any:
-    known = ("trailing", "leading", "linspace")
-    if spacing not in known:
-        raise unknown_name("diffusers timestep spacing", spacing, known)
-    betas = schedule.library or {"trained_betas": schedule.betas.tolist()}
-    keywords = {"num_train_timesteps": len(schedule), "clip_sample": False, "timestep_spacing": spacing, **betas}
-    scheduler = cls(**(keywords | overrides))
-    if exact:
-        scheduler.alphas_cumprod = schedule.alphas_cumprod.clone()
-        if hasattr(scheduler, "final_alpha_cumprod"):
-            scheduler.final_alpha_cumprod = torch.tensor(schedule.ddim_final_alpha_bar(), dtype=torch.float64)
-    return scheduler
-
-
-def schedule_from_scheduler(scheduler: Any) -> Schedule:
-    """The schedule inside a diffusers scheduler, so that a pipeline's component decides the process.
-
-    The library keeps float32 betas; where its configuration names a known rule the betas are rebuilt in float64.
-
-    Args:
-        scheduler: a diffusers scheduler with ``betas`` (DDIM, DDPM, DPM-Solver, ...).
-
-    Raises:
-        ConfigError: a scheduler without betas (flow matching, for example).
-    """
-    betas = getattr(scheduler, "betas", None)
-    if betas is None:
-        raise ConfigError(f"{type(scheduler).__name__} has no betas; expected a diffusion scheduler such as DDIMScheduler.")
-    config = scheduler.config
-    rules = {"linear": linear_betas, "scaled_linear": sqrt_linear_betas}
-    kind, library = config.get("beta_schedule"), _NO_KEYWORDS
-    if config.get("trained_betas") is None and kind in rules and not config.get("rescale_betas_zero_snr", False):
-        start, end = config["beta_start"], config["beta_end"]
-        exact, library = rules[kind](start, end, len(betas)), _library(kind, start, end)
-        # Guards against a library version that reads the same keywords differently.
-        if not torch.allclose(exact, betas.to(device="cpu", dtype=torch.float64), rtol=1e-4, atol=0.0):
-            raise ConfigError(f"{type(scheduler).__name__} holds betas that are not its {kind!r} rule from {start} to {end}.")
-        betas = exact
-    return Schedule(betas, type(scheduler).__name__, bool(config.get("set_alpha_to_one", True)), library)

@@ -64,7 +64,7 @@ def uniform_timesteps(num_train: int, num_inference: int) -> list[int]:
 
     Raises:
         ConfigError: S outside 1 ... T, or a rule that leaves the range: where c divides T - 1 (for T = 1000: S = 3, 9,
-            27, 37, 1000 and others) it asks for timestep T, which no network was trained on.
+            27, 37, 101 to 111, and 500 upwards, among others) it asks for timestep T, which no network was trained on.
     """
     stride = _stride(num_train, num_inference)
     timesteps = [t + 1 for t in range(0, num_train, stride)]
@@ -112,7 +112,7 @@ def adm_timesteps(num_train: int, num_inference: int | Sequence[int]) -> list[in
     """
     sections = [num_inference] if isinstance(num_inference, int) else list(num_inference)
     if not sections:
-        raise ConfigError("no section counts given; expected a number of steps such as 250, or a list such as [10, 15].")
+        raise ConfigError("no section counts given; expected a number of steps (250) or a list ([10, 15]).")
     size, remainder = divmod(num_train, len(sections))
     timesteps: list[int] = []
     first = 0
@@ -136,8 +136,8 @@ def adm_ddim_timesteps(num_train: int, num_inference: int) -> list[int]:
             names the nearest legal counts.
     """
     _check_counts(num_train, num_inference)
-    # range(0, T, k) has ceil(T / k) entries.
-    strides = {-(-num_train // k): k for k in range(num_train, 0, -1)}
+    # range(0, T, k) has ceil(T / k) entries; the smallest k wins. k = T (a single step at t = 0) is no sampler.
+    strides = {-(-num_train // k): k for k in range(num_train - 1, 0, -1)}
     if num_inference not in strides:
         below = max((n for n in strides if n < num_inference), default=None)
         above = min((n for n in strides if n > num_inference), default=None)
