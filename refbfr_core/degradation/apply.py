@@ -9,7 +9,8 @@ import torch
 
 from refbfr_core.degradation import stages
 from refbfr_core.degradation.draws import DegradationRecord, draw, image_seeds
-from refbfr_core.degradation.presets import PRESETS, DegradationRanges
+from refbfr_core.degradation.presets import PRESETS
+from refbfr_core.degradation.ranges import DegradationRanges
 from refbfr_core.errors import ConfigError, unknown_name
 from refbfr_core.images import check_images
 
@@ -17,8 +18,9 @@ from refbfr_core.images import check_images
 def run_stages(image: np.ndarray, record: DegradationRecord) -> Iterator[tuple[str, np.ndarray]]:
     """Apply ``record`` to one picture (H, W, 3), RGB in [0, 1], and give (name, picture) after each stage.
 
-    Names, in the papers' order: "blur", "downsample", "noise", "jpeg", "upsample", "output".  A stage that did not take place hands
-    its picture on.  Pictures after "downsample" and up to "jpeg" have the low resolution; those before "jpeg" are float64.
+    Names, in the papers' order: "blur", "downsample", "noise", "jpeg", "upsample", "output". A stage that did not
+    take place hands its picture on. Pictures after "downsample" and up to "jpeg" have the low resolution; those
+    before "jpeg" are float64.
     """
     height, width = image.shape[:2]
     current = np.asarray(image, dtype=np.float64)
@@ -53,12 +55,9 @@ def run_stages(image: np.ndarray, record: DegradationRecord) -> Iterator[tuple[s
 def apply_record(image: np.ndarray, record: DegradationRecord) -> np.ndarray:
     """Degrade one picture (H, W, 3), RGB in [0, 1], as ``record`` says; float32 (H, W, 3) of whole 255ths.
 
-    The plain-array door for data loaders.  It trusts its input; :class:`Degradation` checks.
+    The plain-array door for data loaders. It trusts its input; :class:`Degradation` checks.
     """
-    output = image
-    for _, output in run_stages(image, record):
-        pass
-    return output
+    return dict(run_stages(image, record))["output"]
 
 
 class Degradation:
@@ -108,10 +107,12 @@ class Degradation:
         Args:
             images: (B, 3, H, W) float32 RGB in [0, 1], any size, any device.
             seed: one integer for the batch; picture i gets its own seed from (seed, i), see :func:`image_seeds`.
-            seeds: one integer for each picture instead.  What happens to a picture depends on its own seed only, never on the batch.
+            seeds: one integer for each picture instead. What happens to a picture depends on its own seed only,
+                never on the batch.
 
         Returns:
-            the degraded pictures, same shape and device, float32 in [0, 1] on whole 255ths, and one record for each picture.
+            the degraded pictures, same shape and device, float32 in [0, 1] on whole 255ths, and one record for each
+            picture.
 
         Raises:
             ImageContractError: the pictures break the image contract.
@@ -131,7 +132,7 @@ def replay(images: torch.Tensor, records: Sequence[DegradationRecord] | Degradat
 
     Args:
         images: (B, 3, H, W) float32 RGB in [0, 1].
-        records: one for each picture, or a single record for all of them.
+        records: one for each picture, or a single record for all of them (its noise is then the same in all).
 
     Returns:
         (B, 3, H, W) float32 in [0, 1], on the device of ``images``.
@@ -153,7 +154,8 @@ def stage_pictures(image: torch.Tensor, record: DegradationRecord) -> dict[str, 
 
     Args:
         image: (1, 3, H, W).
-        record: what to apply.  Names and order as in :func:`run_stages`, with "input" first.  Values are clipped for display only.
+        record: what to apply. Names and order as in :func:`run_stages`, with "input" first.  Values are clipped for
+            display only.
     """
     check_images(image)
     if len(image) != 1:

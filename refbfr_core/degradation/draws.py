@@ -1,19 +1,23 @@
 """Drawing the parameters of one degradation, and the record that keeps them.
 
-The draw is separate from the application, so what happened to a picture is a small JSON object that can be printed, put in a table,
-stored beside the result and replayed exactly.
+The draw is separate from the application, so what happened to a picture is a small JSON object that can be printed,
+put in a table, stored beside the result and replayed exactly.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
-from refbfr_core.degradation.presets import DegradationRanges
+from refbfr_core.degradation.ranges import DegradationRanges
 from refbfr_core.errors import ConfigError
+
+_MAY_BE_NONE = ("sigma_x", "sigma_y", "scale", "jpeg_quality_drawn", "jpeg_quality")
+_NUMBERS = (*_MAY_BE_NONE, "seed", "kernel_size", "rotation", "noise_sigma", "noise_seed")
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class DegradationRecord:
     Attributes:
         preset: name of the ranges it was drawn from.
         seed: the picture's own seed; the same ranges and seed give the same record.
-        kernel_size, sigma_x, sigma_y, rotation: the blur kernel in pixels and radians; ``sigma_x`` is None without blur.
+        kernel_size, sigma_x, sigma_y, rotation: the blur kernel in pixels and radians; ``sigma_x`` is None without
+            blur.
         isotropic: whether a round kernel was drawn.
         scale: down-sampling factor r (None: the size stays).
         down_interpolation, up_interpolation: how the size changes.
@@ -51,12 +56,20 @@ class DegradationRecord:
     jpeg_quality: int | None
 
     def __post_init__(self) -> None:
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if value is None and name in _MAY_BE_NONE:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ConfigError(f"degradation record: {name} must be a finite number, got {value!r}")
         if (self.sigma_x is None) != (self.sigma_y is None):
             raise ConfigError(
                 f"sigma_x and sigma_y must be both numbers or both None, got {self.sigma_x} and {self.sigma_y}"
             )
-        if self.scale is not None and not self.scale > 0:
-            raise ConfigError(f"scale must be positive or None, got {self.scale}")
+        if self.scale is not None and self.scale < 0.1:
+            raise ConfigError(f"scale must be at least 0.1 (ten times as large) or None, got {self.scale}")
+        if self.noise_sigma < 0:
+            raise ConfigError(f"noise_sigma must be at least 0 grey levels, got {self.noise_sigma}")
         if self.noise not in (None, "gaussian", "poisson"):
             raise ConfigError(f"noise must be 'gaussian', 'poisson' or None, got {self.noise!r}")
         if self.jpeg_quality is not None and not 0 <= self.jpeg_quality <= 100:
@@ -81,7 +94,8 @@ class DegradationRecord:
         missing, unknown = known - set(values), set(values) - known
         if missing or unknown:
             raise ConfigError(
-                f"not a degradation record: missing {sorted(missing)}, unknown {sorted(unknown)}; use DegradationRecord.to_dict()"
+                f"not a degradation record: missing {sorted(missing)}, unknown {sorted(unknown)}; "
+                "pass what DegradationRecord.to_dict() gave"
             )
         return cls(**values)  # type: ignore[arg-type]
 
@@ -122,8 +136,8 @@ class DegradationRecord:
 def image_seeds(seed: int, count: int) -> list[int]:
     """One seed for each picture of a batch: picture i gets a hash of (seed, i).
 
-    Because the pair is hashed, seeds 0, 1, 2 … give unrelated batches (with seed + i they would be the same pictures' draws shifted by one),
-    and picture i of a batch is repeated alone by passing its entry as ``seeds=[…]``.
+    Because the pair is hashed, seeds 0, 1, 2 … give unrelated batches (with seed + i they would be the same pictures'
+    draws shifted by one), and picture i of a batch is repeated alone by passing its entry as ``seeds=[…]``.
     """
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ConfigError(f"seed must be an integer >= 0, got {seed!r}")
@@ -136,7 +150,7 @@ def image_seeds(seed: int, count: int) -> list[int]:
 def draw(ranges: DegradationRanges, seed: int) -> DegradationRecord:
     """Draw one degradation; depends on ``ranges`` and ``seed`` only.
 
-    Every number is consumed whether it is used or not, so that two presets which differ in one range agree in all the others.
+    Every number is consumed whether it is used or not, so two presets that differ in one range agree in all others.
 
     Args:
         ranges: what to draw from.

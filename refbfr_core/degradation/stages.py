@@ -1,32 +1,39 @@
 """The stages of blind face degradation as pure functions on one picture.
 
 Every paper of this workbook ruins a face by the same chain, written y = {[(x * k) down_r + n]_JPEG} up_r
-(ReF-LDM section 4; PDGrad eq. 27; LD-BFR eq. 7; DiffMAC eq. 14).  Each function here is one sign of that formula.  None of them
-draws a parameter: what is random is drawn in :mod:`refbfr_core.degradation.draws` and handed over, so that a picture can be
-ruined in exactly the same way again.
+(PDGrad eq. 27, LD-BFR eq. 7, DiffMAC eq. 14; ReF-LDM uses the same chain). Each function here is one sign of that
+formula. None of them draws a parameter: what is random is drawn in :mod:`refbfr_core.degradation.draws` and handed
+over, so that a picture can be ruined in exactly the same way again.
 
-A picture is a float array of shape (H, W, 3), RGB, in [0, 1].  The arithmetic is that of the released ReF-LDM code: float64 up
-to the JPEG coder, float32 after it.  That code works in BGR; only the JPEG coder can tell the difference, so :func:`jpeg` swaps
-the channels for the coder and nobody else needs to know.
+A picture is a float array of shape (H, W, 3), RGB, in [0, 1]. The arithmetic is that of the released ReF-LDM code:
+float64 up to the JPEG coder, float32 after it. That code works in BGR; only the JPEG coder can tell the difference,
+so :func:`jpeg` swaps the channels for the coder and nobody else needs to know.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import cv2
 import numpy as np
 
-from refbfr_core.errors import ConfigError
+from refbfr_core.errors import ConfigError, unknown_name
 
-INTERPOLATIONS = {
-    "nearest": cv2.INTER_NEAREST,
-    "bilinear": cv2.INTER_LINEAR,
-    "bicubic": cv2.INTER_CUBIC,
-    "area": cv2.INTER_AREA,
-}
+INTERPOLATIONS: Mapping[str, int] = MappingProxyType(
+    {
+        "nearest": cv2.INTER_NEAREST,
+        "bilinear": cv2.INTER_LINEAR,
+        "bicubic": cv2.INTER_CUBIC,
+        "area": cv2.INTER_AREA,
+    }
+)
 
-# Below this width a Gaussian on an integer grid is a single 1 to the last bit of float64; the floor keeps 0/0 out of the formula.
+# Below this width a Gaussian on an integer grid is a single 1 to the last bit of float64; the floor keeps 0/0 out of
+# the formula.
 _SMALLEST_SIGMA = 1e-6
-# More photons than this at white leave less than 1e-6 of noise: invisible in float32, and beyond what the sampler accepts soon after.
+# More photons than this at white leave less than 1e-6 of noise: invisible in float32, and beyond what the sampler
+# accepts soon after.
 _MOST_PHOTONS = 1e12
 
 
@@ -61,7 +68,7 @@ def gaussian_kernel(sigma_x: float, sigma_y: float, rotation: float = 0.0, size:
 
 
 def blur(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """x * k: correlation with the kernel in float64, border mirrored without repeating the edge pixel; nothing is clipped.
+    """x * k: correlation in float64, the border mirrored without repeating the edge pixel; nothing is clipped.
 
     Args:
         image: (H, W, 3).
@@ -71,27 +78,30 @@ def blur(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def low_resolution_size(height: int, width: int, scale: float) -> tuple[int, int]:
-    """Height and width after division by ``scale``, rounded down as the ReF-LDM release does, but never below one pixel."""
+    """Height and width after division by ``scale``, rounded down as in the ReF-LDM release, but at least one pixel."""
     return max(1, int(height / scale)), max(1, int(width / scale))
 
 
 def resize(image: np.ndarray, height: int, width: int, interpolation: str = "bilinear") -> np.ndarray:
-    """Resize without antialiasing (down_r and up_r); keeps the dtype, may overshoot [0, 1] when ``interpolation`` is "bicubic".
+    """Resize without antialiasing (down_r and up_r); keeps the dtype; "bicubic" may overshoot [0, 1].
 
-    No antialiasing is part of the recipe: bilinear interpolation with r > 2 skips pixels, and aliasing is part of the damage.
+    The missing antialiasing belongs to the recipe: with r > 2 a bilinear filter skips pixels, and the aliasing that
+    the blur before it did not prevent is part of the damage.
     """
     if interpolation not in INTERPOLATIONS:
-        raise ConfigError(f"interpolation must be one of {sorted(INTERPOLATIONS)}, got {interpolation!r}")
+        raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
     return cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=INTERPOLATIONS[interpolation])
 
 
 def gaussian_noise(height: int, width: int, sigma: float, seed: int) -> np.ndarray:
     """n_delta ~ N(0, (sigma/255)^2), independent for each pixel and channel.
 
-    The legacy generator is used on purpose: its stream is frozen, so a stored record gives the same noise with any later NumPy.
+    The legacy generator is used on purpose: its stream is frozen, so a stored record gives the same noise with any
+    later NumPy.
 
     Returns:
-        float32 (height, width, 3) in units of the picture (already divided by 255); the unit draw is float32 as in the release.
+        float32 (height, width, 3) in units of the picture (already divided by 255); the unit draw is float32 as in
+        the release.
     """
     unit = np.random.RandomState(seed % 2**32).standard_normal((height, width, 3)).astype(np.float32)
     return unit * np.float32(sigma) / np.float32(255.0)
@@ -100,11 +110,13 @@ def gaussian_noise(height: int, width: int, sigma: float, seed: int) -> np.ndarr
 def poisson_noise(image: np.ndarray, sigma: float, seed: int) -> np.ndarray:
     """Shot noise: n = Poisson(x P)/P - x with P = (255/sigma)^2 photons at white.
 
-    The papers that mention Poisson noise (LD-BFR section 4.1) give one range for both kinds.  This parameterisation puts both on that
-    axis: the standard deviation at intensity x is sqrt(x) sigma/255, hence sigma grey levels at white and none at black.
+    LD-BFR names Poisson noise beside Gaussian noise and gives one range for both (eq. 7). This parameterisation, which
+    is a choice made here, puts both on that axis: the standard deviation at intensity x is sqrt(x) sigma/255, hence
+    sigma grey levels at white and none at black.
 
     Returns:
-        float32 (H, W, 3), to be added by :func:`add_noise`.  The expected photon count is taken from the picture clipped to [0, 1].
+        float32 (H, W, 3), to be added by :func:`add_noise`. The expected photon count is taken from the picture
+        clipped to [0, 1].
     """
     if sigma <= 0 or (255.0 / sigma) ** 2 > _MOST_PHOTONS:
         return np.zeros(image.shape, dtype=np.float32)
@@ -124,8 +136,8 @@ def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
 
     Args:
         image: (H, W, 3) RGB; clipped to [0, 1] first.
-        quality: integer 0 … 100.  The release draws a float and keeps its integer part (so the upper end 100 is never reached);
-            that is done where it is drawn, and the record holds both numbers.
+        quality: integer 0 … 100. The release draws a float and keeps its integer part (so the upper end 100 is never
+            reached); that is done where it is drawn, and the record holds both numbers.
 
     Returns:
         float32 (H, W, 3) on the grid of 255ths.
@@ -145,8 +157,8 @@ def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
 def round_to_grey_levels(image: np.ndarray) -> np.ndarray:
     """The last step: round to 255ths (half to even) and clip, but stay float32.
 
-    The released dataset never casts to uint8; it hands on floats that happen to be whole grey levels.  Kept, because it makes a
-    picture straight from here equal to the same picture saved as PNG and read again.
+    The released dataset never casts to uint8; it hands on floats that happen to be whole grey levels. Kept, because
+    it makes a picture straight from here equal to the same picture saved as PNG and read again.
     """
     return (np.clip(np.rint(image.astype(np.float32) * np.float32(255.0)), 0, 255) / np.float32(255.0)).astype(
         np.float32
