@@ -213,7 +213,7 @@ def _record(network: nn.Module, layers: Mapping[str, nn.Module], latents: Tensor
             network(torch.cat([latents, torch.zeros_like(latents)], dim=1), REFERENCE_TIMESTEP)
         except AllLayersRecorded:
             return record
-    raise CacheError(f"the reference pass went through {len(record)} of {len(layers)} attention layers; all are needed.")
+    raise CacheError(f"the reference pass reached {len(record)} of {len(layers)} attention layers; all are needed.")
 
 
 def _scatter_rows(rows: Tensor, index: Tensor, total: int) -> Tensor:
