@@ -64,7 +64,7 @@ def uniform_timesteps(num_train: int, num_inference: int) -> list[int]:
 
     Raises:
         ConfigError: S outside 1 ... T, or a rule that leaves the range: where c divides T - 1 (for T = 1000: S = 3, 9,
-            27, 37, 101 to 111, and 500 upwards, among others) it asks for timestep T, which no network was trained on.
+            27, 37, 101 to 111, 251 to 333, and all above 500) it asks for timestep T, which no network has seen.
     """
     stride = _stride(num_train, num_inference)
     timesteps = [t + 1 for t in range(0, num_train, stride)]
