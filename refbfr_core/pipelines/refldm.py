@@ -1,4 +1,4 @@
-"""ReF-LDM (Hsiao et al., NeurIPS 2024): latent diffusion that restores a face with the help of the person's other photos.
+"""ReF-LDM (Hsiao et al., NeurIPS 2024): latent diffusion that restores a face with the help of other photos of it.
 
 The low-quality latent is concatenated to the noisy latent; references enter through the keys and values of every
 self-attention layer (CacheKV, section 3.2), computed once for a whole sampling run; classifier-free guidance compares
@@ -79,7 +79,7 @@ class RefLDMPipeline(DiffusionPipeline):
             )
         if not isinstance(unet.config.sample_size, int):
             raise ConfigError(
-                f"the unet's sample_size is {unet.config.sample_size!r}; an int is needed to know the size of pictures. "
+                f"the unet's sample_size is {unet.config.sample_size!r}; an int says how large pictures are. "
                 "Create the UNet2DModel with sample_size=<side of its latents>."
             )
         self.register_modules(vq=vq, unet=unet, scheduler=scheduler)
