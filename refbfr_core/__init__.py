@@ -1,13 +1,15 @@
 """refbfr_core: restoring ruined faces with the help of other photos of the same person.
 
-Importing this package loads nothing heavy: rooms such as `refbfr_core.faces` are imported the first time they are named, so
-`import refbfr_core` stays quick and a missing optional library only matters to whoever uses it.
+Importing this package loads nothing heavy: rooms such as `refbfr_core.faces` are imported the first time they are
+named, so `import refbfr_core` stays quick and a missing optional library only matters to whoever uses it.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from refbfr_core import torchvision_ops as _torchvision_ops
 
 if TYPE_CHECKING:
     from refbfr_core.pipelines import load_pipeline
@@ -28,12 +30,17 @@ _SUBMODULES = (
     "models",
     "notebook",
     "pipelines",
+    "torchvision_ops",
     "training",
     "weights",
 )
 _LAZY_NAMES = {"load_pipeline": "pipelines"}
 
 __all__ = ["__version__", "load_pipeline", *_SUBMODULES]
+
+
+# Costs nothing until somebody imports torchvision, and must be in place before diffusers does.
+_torchvision_ops.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -18,21 +18,28 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
 
     Raises
     ------
-    ConfigError : the text is not a device, or this machine does not have it. There is no silent fall-back to the CPU: a run that was
-        meant for a GPU should not take a hundred times longer without a word.
+    ConfigError : the text is not a device, or this machine does not have it. There is no silent fall-back to the CPU: a
+        run that was meant for a GPU should not take a hundred times longer without a word.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"{device!r} is not a device; use 'cpu', 'cuda', 'cuda:0' or None to let the package choose.") from error
+        raise ConfigError(
+            f"{device!r} is not a device; use 'cpu', 'cuda', 'cuda:0' or None to let the package choose."
+        ) from error
     if chosen.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (chosen.index or 0) >= count:
-            raise ConfigError(f"device {device!r} was asked for, but PyTorch sees {count} CUDA device(s) here; use device='cpu' or None.")
+            raise ConfigError(
+                f"device {device!r} was asked for, but PyTorch sees {count} CUDA device(s) here; use device='cpu' or "
+                "None."
+            )
     if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError(f"device {device!r} was asked for, but PyTorch sees no MPS device here; use device='cpu' or None.")
+        raise ConfigError(
+            f"device {device!r} was asked for, but PyTorch sees no MPS device here; use device='cpu' or None."
+        )
     return chosen
 
 
@@ -42,12 +49,14 @@ def pick_dtype(device: str | torch.device, dtype: str | torch.dtype | None = Non
     Parameters
     ----------
     device : where the network runs.
-    dtype : None for float32, the type all published numbers and tests here refer to; "fast" for bfloat16 where a GPU computes in it natively
-        and float32 elsewhere; or one of "float32", "bfloat16", "float16" (or the torch types of these names).
+    dtype : None for float32, the type all published numbers and tests here refer to; "fast" for bfloat16 where a GPU
+        computes in it natively and float32 elsewhere; or one of "float32", "bfloat16", "float16" (or the torch types of
+        these names).
 
     Raises
     ------
-    UnknownNameError : another name. ConfigError : float16 on the CPU, where most layers have no such kernel, or another torch type.
+    UnknownNameError : another name. ConfigError : float16 on the CPU, where most layers have no such kernel, or another
+        torch type.
     """
     place = torch.device(device)
     if dtype is None:
@@ -61,5 +70,7 @@ def pick_dtype(device: str | torch.device, dtype: str | torch.dtype | None = Non
     if dtype not in _DTYPES.values():
         raise ConfigError(f"dtype {dtype} is not a type networks here run in; use float32, bfloat16 or float16.")
     if dtype is torch.float16 and place.type == "cpu":
-        raise ConfigError("float16 was asked for on the CPU, which lacks kernels for it; use float32 (the default) or bfloat16.")
+        raise ConfigError(
+            "float16 was asked for on the CPU, which lacks kernels for it; use float32 (the default) or bfloat16."
+        )
     return dtype

@@ -1,7 +1,7 @@
 """Every error this package raises on purpose.
 
-Each class also derives from the built-in error a caller would expect, so `except ValueError` keeps working for people who never heard of
-this package. A message says what came, what is expected and the one-line cure.
+Each class also derives from the built-in error a caller would expect, so `except ValueError` keeps working for people
+who never heard of this package. A message says what came, what is expected and the one-line cure.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ class ImageFileError(RefbfrError, OSError):
 
 
 class OutputError(RefbfrError, OSError):
-    """A file cannot be written: read-only place, missing rights, a folder in the way. Nothing half-written stays behind."""
+    """A file cannot be written: read-only place, missing rights, a folder in the way.
+
+    Nothing half-written stays behind.
+    """
 
 
 class DiskFullError(OutputError):
@@ -76,9 +79,11 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameEr
 def missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:
     """Return the error for an optional `package` that is not installed; the caller raises it `from` the ImportError.
 
-    `extra` is the name of the group in pyproject.toml that brings the package, `purpose` what it was needed for ("face detection").
+    `extra` is the name of the group in pyproject.toml that brings the package, `purpose` what it was needed for ("face
+    detection").
     """
     return MissingExtraError(
-        f"{purpose} needs the package {package!r}, which is not installed. Install it with: pip install 'refbfr_core[{extra}]'",
+        f"{purpose} needs the package {package!r}, which is not installed. Install it with: pip install "
+        f"'refbfr_core[{extra}]'",
         name=package,
     )

@@ -1,4 +1,4 @@
-"""Writing files so that a killed run, a full disk or a read-only folder never leaves half a file under the final name."""
+"""Writing files so that a killed run, a full disk or a read-only folder never leaves half a file under its name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from refbfr_core.errors import DiskFullError, OutputError
@@ -15,19 +15,24 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def output_error(path: str | Path, error: OSError) -> OutputError:
-    """Translate the system's `error` about writing `path` into a `DiskFullError` or an `OutputError` that names the cure."""
+    """Translate the system's `error` about writing `path` into a `DiskFullError` or `OutputError` naming the cure."""
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in _FULL:
-        return DiskFullError(f"cannot write {path}: {reason}. Free some space or choose another place; nothing half-written was kept.")
-    return OutputError(f"cannot write {path}: {reason}. Choose a folder you may write to; nothing half-written was kept.")
+        return DiskFullError(
+            f"cannot write {path}: {reason}. Free some space or choose another place; nothing half-written was kept."
+        )
+    return OutputError(
+        f"cannot write {path}: {reason}. Choose a folder you may write to; nothing half-written was kept."
+    )
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well it takes the name `path` in one step.
 
-    Missing parent folders are made. The temporary file keeps the suffix of `path`, because some libraries choose the format by it. If the
-    block raises, whatever the reason, the temporary file is deleted and an older file under `path` is left as it was.
+    Missing parent folders are made. The temporary file keeps the suffix of `path`, because some libraries choose the
+    format by it. If the block raises, whatever the reason, the temporary file is deleted and an older file under `path`
+    is left as it was.
 
     Raises
     ------
@@ -43,12 +48,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OutputError:
         raise
     except OSError as error:
-        # An error about another file (a missing input read inside the block, say) must not be reported as a failed write.
-        if error.filename is not None and Path(os.fsdecode(error.filename)) not in {temporary, final, final.parent, *final.parents}:
+        # An error about another file (a missing input read inside the block, say) must not be reported as a failed
+        # write.
+        ours = {temporary, final, *final.parents}
+        if error.filename is not None and Path(os.fsdecode(error.filename)) not in ours:
             raise
         raise output_error(final, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # A file where a folder should be makes even this impossible; the error already under way says so better.
+        with suppress(FileNotFoundError, NotADirectoryError):
+            temporary.unlink()
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

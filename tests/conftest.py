@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 _OFFLINE = Path(__file__).parent / "offline"
-# Before any other import: the guard must be in place when libraries make their first connection, and in every Python started by a test.
+# Before any other import: the guard must be in place when libraries make their first connection, and in every Python
+# started by a test.
 sys.path.insert(0, str(_OFFLINE))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(_OFFLINE), *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ.update({"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "MPLBACKEND": "Agg"})
@@ -22,7 +23,8 @@ socket_guard.install()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-# The same bytes on every machine type matter more here than speed, and tests of a shared machine must not fight over cores.
+# The same bytes on every machine type matter more here than speed, and tests of a shared machine must not fight over
+# cores.
 torch.set_num_threads(1)
 
 
@@ -36,7 +38,10 @@ def _fixed_seeds() -> None:
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder of reference arrays and photographs named by REFBFR_SHARED; tests that need it are skipped, visibly, without it."""
+    """The folder of reference arrays and photographs named by REFBFR_SHARED.
+
+    Tests that need it are skipped, visibly, without it.
+    """
     place = os.environ.get("REFBFR_SHARED")
     if not place:
         pytest.skip("REFBFR_SHARED is not set: the reference arrays and photographs are not on this machine")

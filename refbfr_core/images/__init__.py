@@ -1,7 +1,8 @@
 """The image contract, its checks, conversions, and image files.
 
-Every public door of the package passes images as `torch.float32`, RGB, `(B, 3, H, W)`, in [0, 1], and references as `(B, R, 3, H, W)` with an
-optional boolean mask `(B, R)`. Networks work in [-1, 1] inside; `to_network` and `from_network` are the only two ways across.
+Every public door of the package passes images as `torch.float32`, RGB, `(B, 3, H, W)`, in [0, 1], and references as
+`(B, R, 3, H, W)` with an optional boolean mask `(B, R)`. Networks work in [-1, 1] inside; `to_network` and
+`from_network` are the only two ways across.
 """
 
 from refbfr_core.images.contract import (

@@ -18,7 +18,7 @@ _SLACK = 1e-5
 
 
 def check_images(x: Any, name: str = "images") -> torch.Tensor:
-    """Return `x` unchanged if it keeps the image contract: `torch.float32`, RGB, `(B, 3, H, W)`, B ≥ 1, finite, in [0, 1].
+    """Return `x` unchanged if it keeps the contract: `torch.float32`, RGB, `(B, 3, H, W)`, B ≥ 1, finite, in [0, 1].
 
     Parameters
     ----------
@@ -27,7 +27,8 @@ def check_images(x: Any, name: str = "images") -> torch.Tensor:
 
     Raises
     ------
-    ImageContractError : says what came (type, shape, smallest and largest value), what is expected, and the one-line cure.
+    ImageContractError : says what came (type, shape, smallest and largest value), what is expected, and the one-line
+        cure.
     """
     _check_float_tensor(x, name)
     if x.ndim != 4:
@@ -35,7 +36,7 @@ def check_images(x: Any, name: str = "images") -> torch.Tensor:
     if x.shape[1] != 3:
         raise _broken(name, x, _cure_for_channels(x))
     if x.numel() == 0:
-        raise _broken(name, x, "an empty batch or a picture without pixels cannot be processed: pass at least one image.")
+        raise _broken(name, x, "an empty batch or picture cannot be processed: pass at least one image.")
     _check_range(x, name)
     return x
 
@@ -48,9 +49,10 @@ def check_references(
     Parameters
     ----------
     references : `(B, R, 3, H, W)`, float32 RGB in [0, 1], 1 ≤ R ≤ `max_references`.
-    mask : None, or `(B, R)` bool; False marks a slot that is only padding (people with fewer photos than R). A person without any
-        reference is a row of False.
-    lq : the images to restore, `(B, 3, H, W)`; when given, batch, height, width and device must agree with the references.
+    mask : None, or `(B, R)` bool; False marks a slot that is only padding (people with fewer photos than R). A person
+        without any reference is a row of False.
+    lq : the images to restore, `(B, 3, H, W)`; when given, batch, height, width and device must agree with the
+        references.
     max_references : most references accepted for one person.
 
     Raises
@@ -59,18 +61,20 @@ def check_references(
     """
     _check_float_tensor(references, "references", shape="(B, R, 3, H, W)")
     if references.ndim != 5 or references.shape[2] != 3:
-        cure = "add the missing axis: one person's photos (R, 3, H, W) become references[None]." if references.ndim == 4 else (
-            "references are (person, photo, channel, row, column)."
-        )
+        cure = "the axes are person, photo, channel, row, column."
+        if references.ndim == 4:
+            cure = "one person's photos (R, 3, H, W) become references[None]."
         raise _broken("references", references, cure, shape="(B, R, 3, H, W)")
     people, count = references.shape[:2]
     if count == 0:
-        raise _broken("references", references, "to restore without references pass references=None.", shape="(B, R, 3, H, W)")
+        cure = "to restore without references pass references=None."
+        raise _broken("references", references, cure, shape="(B, R, 3, H, W)")
     if references.numel() == 0:
         raise _broken("references", references, "an empty batch cannot be processed.", shape="(B, R, 3, H, W)")
     if count > max_references:
         raise ImageContractError(
-            f"{count} references for one person came, at most {max_references} are used: keep the sharpest, references[:, :{max_references}]."
+            f"{count} references for one person came, at most {max_references} are used: keep the sharpest, "
+            f"references[:, :{max_references}]."
         )
     if lq is not None:
         _check_fits(references, lq)
@@ -83,7 +87,8 @@ def stack_references(people: Sequence[Sequence[torch.Tensor]]) -> tuple[torch.Te
 
     Parameters
     ----------
-    people : for each person a sequence of `(1, 3, H, W)` or `(3, H, W)` images, all of one size; a person may have none.
+    people : for each person a sequence of `(1, 3, H, W)` or `(3, H, W)` images, all of one size; a person may have
+        none.
 
     Returns
     -------
@@ -94,13 +99,18 @@ def stack_references(people: Sequence[Sequence[torch.Tensor]]) -> tuple[torch.Te
     ------
     ImageContractError : nobody has a photo, the photos differ in size, or one of them breaks the image contract.
     """
-    photos = [[_one_photo(photo, f"reference {j} of person {i}") for j, photo in enumerate(own)] for i, own in enumerate(people)]
+    photos = [
+        [_one_photo(photo, f"reference {j} of person {i}") for j, photo in enumerate(own)]
+        for i, own in enumerate(people)
+    ]
     sizes = {tuple(photo.shape) for own in photos for photo in own}
     if not sizes:
         raise ImageContractError("no references came for anybody: to restore without references pass references=None.")
     if len(sizes) > 1:
         listing = ", ".join(f"{height}×{width}" for _, height, width in sorted(sizes))
-        raise ImageContractError(f"references of different sizes came ({listing}), one size is expected: align or resize them first.")
+        raise ImageContractError(
+            f"references of different sizes came ({listing}), one size is expected: align or resize them first."
+        )
     most = max(len(own) for own in photos)
     blank = torch.zeros(sizes.pop())
     references = torch.stack([torch.stack([*own, *[blank] * (most - len(own))]) for own in photos])
@@ -127,10 +137,13 @@ def from_uint8(pixels: torch.Tensor | np.ndarray) -> torch.Tensor:
         # A copy, because arrays that are memory-mapped read-only cannot back a tensor safely.
         pixels = torch.from_numpy(np.array(pixels, order="C"))
     if not isinstance(pixels, torch.Tensor):
-        raise ImageContractError(f"pixels is a {type(pixels).__name__}, expected {expected}: pass a tensor or a numpy array.")
+        raise ImageContractError(
+            f"pixels is a {type(pixels).__name__}, expected {expected}: pass a tensor or a numpy array."
+        )
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.numel() == 0:
         raise ImageContractError(
-            f"pixels has dtype {pixels.dtype} and shape {tuple(pixels.shape)}, expected {expected}: a single picture becomes pixels[None]."
+            f"pixels has dtype {pixels.dtype} and shape {tuple(pixels.shape)}, expected {expected}: a single picture "
+            "becomes pixels[None]."
         )
     return pixels.permute(0, 3, 1, 2).to(torch.float32) / 255.0
 
@@ -141,7 +154,10 @@ def to_network(x: torch.Tensor) -> torch.Tensor:
 
 
 def from_network(x: torch.Tensor) -> torch.Tensor:
-    """Map network images from [-1, 1] back to [0, 1], clamping what a network overshoots: clamp((x + 1) / 2, 0, 1). Any shape."""
+    """Map network images from [-1, 1] back to [0, 1], clamping what a network overshoots: clamp((x + 1) / 2, 0, 1).
+
+    Any shape.
+    """
     return ((x + 1.0) / 2.0).clamp(0.0, 1.0)
 
 
@@ -177,18 +193,21 @@ def _check_fits(references: torch.Tensor, lq: torch.Tensor) -> None:
     """Refuse references whose batch, size or device differ from those of the images to restore."""
     if references.shape[0] != lq.shape[0]:
         raise ImageContractError(
-            f"references are for {references.shape[0]} people but {lq.shape[0]} images are to be restored: both need the same batch size; "
+            f"references are for {references.shape[0]} people but {lq.shape[0]} images are to be restored: both need "
+            "the same batch size; "
             "to share one person's photos use references.expand(B, -1, -1, -1, -1)."
         )
     if references.shape[-2:] != lq.shape[-2:]:
         (height, width), (lq_height, lq_width) = references.shape[-2:], lq.shape[-2:]
         raise ImageContractError(
-            f"references are {height}×{width} but the images to restore are {lq_height}×{lq_width}: both need the same size; align the "
+            f"references are {height}×{width} but the images to restore are {lq_height}×{lq_width}: both need the same "
+            "size; align the "
             "references to the same frame, or resize them with torch.nn.functional.interpolate(..., mode='area')."
         )
     if references.device != lq.device:
         raise ImageContractError(
-            f"references are on {references.device} but the images on {lq.device}: move them with references.to({str(lq.device)!r})."
+            f"references are on {references.device} but the images on {lq.device}: move them with "
+            f"references.to({str(lq.device)!r})."
         )
 
 
@@ -197,9 +216,12 @@ def _checked_mask(mask: Any, people: int, count: int, device: torch.device) -> t
     if mask is None:
         return torch.ones(people, count, dtype=torch.bool, device=device)
     if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != (people, count):
-        came = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, torch.Tensor) else f"a {type(mask).__name__}"
+        came = f"a {type(mask).__name__}"
+        if isinstance(mask, torch.Tensor):
+            came = f"{mask.dtype} of shape {tuple(mask.shape)}"
         raise ImageContractError(
-            f"mask is {came}, expected a bool tensor of shape ({people}, {count}), True for each reference to use: convert with mask.bool()."
+            f"mask is {came}, expected a bool tensor of shape ({people}, {count}), True for each reference to use: "
+            "convert with mask.bool()."
         )
     return mask.to(device)
 
@@ -239,5 +261,6 @@ def _broken(name: str, x: torch.Tensor, cure: str, shape: str = "(B, 3, H, W)") 
         low, high = torch.aminmax(x.detach())
         seen = f", values in [{low.item():.4g}, {high.item():.4g}]"
     return ImageContractError(
-        f"{name} has dtype {x.dtype} and shape {tuple(x.shape)}{seen}; expected float32 RGB of shape {shape} in [0, 1]: {cure}"
+        f"{name} has dtype {x.dtype} and shape {tuple(x.shape)}{seen}; expected float32 RGB of shape {shape} in [0, "
+        f"1]: {cure}"
     )

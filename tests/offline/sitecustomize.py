@@ -1,4 +1,7 @@
-"""Python imports this file by its name at start-up when its folder is on PYTHONPATH: test subprocesses and kernels run without a network too."""
+"""Cut the network off in every Python that starts with this folder on PYTHONPATH.
+
+Python imports a module of this name at start-up, so subprocesses of tests and notebook kernels are covered too.
+"""
 
 import socket_guard
 

@@ -10,11 +10,17 @@ _LOCAL_NAMES = {"", "localhost", "localhost.localdomain", "ip6-localhost"}
 
 
 class NetworkBlockedError(RuntimeError):
-    """Something under test tried to reach another machine. Not an OSError, so that no retry or fall-back can swallow it as a mere outage."""
+    """Something under test tried to reach another machine.
+
+    Not an OSError, so that no retry or fall-back can swallow it as a mere outage.
+    """
 
 
 def install() -> None:
-    """Replace the connecting methods of `socket.socket` and name look-up by guarded ones; calling it again changes nothing."""
+    """Replace the connecting methods of `socket.socket` and name look-up by guarded ones.
+
+    Calling it again changes nothing.
+    """
     if getattr(socket.socket.connect, "refuses_other_machines", False):
         return
     for method in ("connect", "connect_ex", "bind"):
