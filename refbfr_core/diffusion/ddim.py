@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from refbfr_core.diffusion.forward import predict_eps, predict_x0
+from refbfr_core.diffusion.forward import predict_eps, predict_x0, widen
 from refbfr_core.diffusion.schedules import Schedule
 from refbfr_core.diffusion.spacing import previous_timesteps
 from refbfr_core.errors import ConfigError, unknown_name
@@ -90,9 +90,9 @@ def ddim_update(
     _, a_prev = _levels(t, t_prev, schedule)
     sigma = ddim_sigma(t, t_prev, schedule, eta)  # eq. 16
     towards_x_t = math.sqrt(max(1.0 - a_prev - sigma**2, 0.0))  # "direction pointing to x_t"
-    x_prev = math.sqrt(a_prev) * _wide(x0) + towards_x_t * _wide(eps)  # eq. 12
+    x_prev = math.sqrt(a_prev) * widen(x0) + towards_x_t * widen(eps)  # eq. 12
     if sigma > 0.0:
-        x_prev = x_prev + sigma * _wide(_need_noise(noise, x0, f"eta = {eta}"))
+        x_prev = x_prev + sigma * widen(_need_noise(noise, x0, f"eta = {eta}"))
     return x_prev.to(x0.dtype)
 
 
@@ -188,13 +188,13 @@ def ddpm_update(
     """Second half of ``ddpm_step``: mean from x0 and x_t, then noise; ``mean_shift`` is added to the mean."""
     _check_pair(x_t, x0, "x_t", "x0")
     q = posterior(t, t_prev, schedule)
-    mean = q.coef_x0 * _wide(x0) + q.coef_xt * _wide(x_t)  # eq. 7
+    mean = q.coef_x0 * widen(x0) + q.coef_xt * widen(x_t)  # eq. 7
     if mean_shift is not None:
         _check_pair(x_t, mean_shift, "x_t", "mean_shift")
-        mean = mean + _wide(mean_shift)
+        mean = mean + widen(mean_shift)
     if t_prev is not None:
         spread = torch.as_tensor(step_variance(q, variance), dtype=mean.dtype, device=mean.device).sqrt()
-        mean = mean + spread * _wide(_need_noise(noise, x_t, "an ancestral step before the last"))
+        mean = mean + spread * widen(_need_noise(noise, x_t, "an ancestral step before the last"))
     return mean.to(x_t.dtype)
 
 
@@ -228,11 +228,6 @@ def _levels(t: int, t_prev: int | None, schedule: Schedule) -> tuple[float, floa
     if t_prev >= t:
         raise ConfigError(f"the step goes from timestep {t} to {t_prev}; timesteps descend. Sort them, highest first.")
     return a, schedule.alpha_bar(t_prev)
-
-
-def _wide(x: Tensor) -> Tensor:
-    # Half precision would round every product on the way; it is restored at the end of the step.
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _check_pair(first: Tensor, second: Tensor, first_name: str, second_name: str) -> None:

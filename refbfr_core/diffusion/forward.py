@@ -12,6 +12,7 @@ With a = alpha_bar_t:
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from refbfr_core.diffusion.schedules import Schedule
@@ -45,7 +46,7 @@ def add_noise(x0: Tensor, noise: Tensor, t: int | Tensor, schedule: Schedule) ->
         ConfigError: shapes that differ, or timesteps out of range.
     """
     signal, sigma = _factors(x0, noise, t, schedule, "x0", "noise")
-    return (signal * x0 + sigma * noise).to(x0.dtype)
+    return (signal * widen(x0) + sigma * widen(noise)).to(x0.dtype)
 
 
 def predict_x0(x_t: Tensor, eps: Tensor, t: int | Tensor, schedule: Schedule) -> Tensor:
@@ -54,31 +55,31 @@ def predict_x0(x_t: Tensor, eps: Tensor, t: int | Tensor, schedule: Schedule) ->
     (PDGrad eq. 4, DiffMAC eq. 5, DDIM eq. 9.) Not clipped. Arguments and errors as ``add_noise``.
     """
     signal, sigma = _factors(x_t, eps, t, schedule, "x_t", "eps")
-    return ((x_t - sigma * eps) / signal).to(x_t.dtype)
+    return ((widen(x_t) - sigma * widen(eps)) / signal).to(x_t.dtype)
 
 
 def predict_eps(x_t: Tensor, x0: Tensor, t: int | Tensor, schedule: Schedule) -> Tensor:
     """The noise that a clean estimate implies: eps = (x_t - sqrt(a) x_0) / sqrt(1 - a); inverse of ``predict_x0``."""
     signal, sigma = _factors(x_t, x0, t, schedule, "x_t", "x0")
-    return ((x_t - signal * x0) / sigma).to(x_t.dtype)
+    return ((widen(x_t) - signal * widen(x0)) / sigma).to(x_t.dtype)
 
 
 def predict_v(x0: Tensor, eps: Tensor, t: int | Tensor, schedule: Schedule) -> Tensor:
     """The velocity v = sqrt(a) eps - sqrt(1 - a) x_0, the training target of v-prediction networks."""
     signal, sigma = _factors(x0, eps, t, schedule, "x0", "eps")
-    return (signal * eps - sigma * x0).to(x0.dtype)
+    return (signal * widen(eps) - sigma * widen(x0)).to(x0.dtype)
 
 
 def v_to_x0(x_t: Tensor, v: Tensor, t: int | Tensor, schedule: Schedule) -> Tensor:
     """x_0 = sqrt(a) x_t - sqrt(1 - a) v."""
     signal, sigma = _factors(x_t, v, t, schedule, "x_t", "v")
-    return (signal * x_t - sigma * v).to(x_t.dtype)
+    return (signal * widen(x_t) - sigma * widen(v)).to(x_t.dtype)
 
 
 def v_to_eps(x_t: Tensor, v: Tensor, t: int | Tensor, schedule: Schedule) -> Tensor:
     """eps = sqrt(a) v + sqrt(1 - a) x_t."""
     signal, sigma = _factors(x_t, v, t, schedule, "x_t", "v")
-    return (signal * v + sigma * x_t).to(x_t.dtype)
+    return (signal * widen(v) + sigma * widen(x_t)).to(x_t.dtype)
 
 
 def eps_and_x0(
@@ -101,6 +102,11 @@ def eps_and_x0(
     if prediction == "v_prediction":
         return v_to_eps(x_t, output, t, schedule), v_to_x0(x_t, output, t, schedule)
     raise unknown_name("prediction type", prediction, PREDICTION_TYPES)
+
+
+def widen(x: Tensor) -> Tensor:
+    """x in float32 or wider. Half precision would round every product on the way; callers restore it at the end."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _factors(

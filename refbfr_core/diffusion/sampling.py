@@ -158,6 +158,7 @@ def sample_with_scheduler(
 
     Raises: as ``sample``; ConfigError also for a scheduler that cannot be used or an argument its ``step`` lacks.
     """
+    _check_start(x_T)
     scheduler = copy.deepcopy(scheduler)
     if float(getattr(scheduler, "init_noise_sigma", 1.0)) != 1.0:
         raise ConfigError(
@@ -171,9 +172,9 @@ def sample_with_scheduler(
     for name in step_keywords:
         if name not in accepted:
             raise ConfigError(f"{type(scheduler).__name__}.step takes no argument {name!r}. Leave it out.")
-    rows = x_T.shape[0] if x_T.ndim else 0
     # Without generators a scheduler may run, but only if it draws nothing: an untouched stand-in proves it.
-    step_generators = image_generators(0 if generators is None else list(generators), rows)
+    batch = x_T.shape[0]
+    step_generators = image_generators(0, batch) if generators is None else _check_generators(generators, batch)
     untouched = step_generators[0].get_state() if generators is None else None
     if "generator" in accepted:
         step_keywords["generator"] = step_generators
@@ -210,7 +211,6 @@ class _Run:
     @torch.no_grad()
     def __call__(self, x_T: Tensor, timesteps: Sequence[int], variance_of: _Variance, advance: _Advance) -> Tensor:
         timesteps = _check_timesteps(timesteps, self.schedule)
-        _check_start(x_T)
         if self.prediction not in PREDICTION_TYPES:
             raise unknown_name("prediction type", self.prediction, PREDICTION_TYPES)
         total = len(timesteps)
@@ -266,12 +266,23 @@ def _check_timesteps(timesteps: Sequence[int], schedule: Schedule) -> list[int]:
     return steps
 
 
+def _check_generators(generators: Sequence[torch.Generator], n: int) -> list[torch.Generator]:
+    # Seeds are refused: a generator seeded anew would repeat the numbers that x_T was drawn from.
+    if not isinstance(generators, (list, tuple)) or not all(isinstance(g, torch.Generator) for g in generators):
+        raise ConfigError(
+            "generators must be a list of torch.Generator, one an image. Pass the list from image_generators(seed, n) "
+            "that drew x_T."
+        )
+    return image_generators(generators, n)
+
+
 def _drawer(
     generators: Sequence[torch.Generator] | None, x_T: Tensor, needed: str | None
 ) -> Callable[[], Tensor | None]:
     """A function that draws one step's noise, or gives None where the sampler needs no noise."""
+    _check_start(x_T)
     if generators is not None:
-        generators = image_generators(list(generators), x_T.shape[0])
+        generators = _check_generators(generators, x_T.shape[0])
     elif needed is not None:
         raise ConfigError(f"{needed} draws noise; pass generators=image_generators(seed, batch size).")
     if needed is None or generators is None:

@@ -19,6 +19,7 @@ Every function returns a list of zero-based timesteps in the order of execution:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from types import MappingProxyType
 
 from refbfr_core.errors import ConfigError, unknown_name
@@ -110,7 +111,7 @@ def adm_timesteps(num_train: int, num_inference: int | Sequence[int]) -> list[in
     Raises:
         ConfigError: no section, or a section asked for more timesteps than it has or for fewer than one.
     """
-    sections = [num_inference] if isinstance(num_inference, int) else list(num_inference)
+    sections = list(num_inference) if isinstance(num_inference, Sequence) else [num_inference]
     if not sections:
         raise ConfigError("no section counts given; expected a number of steps (250) or a list ([10, 15]).")
     size, remainder = divmod(num_train, len(sections))
@@ -204,8 +205,8 @@ def make_timesteps(spacing: str, num_train: int, num_inference: int) -> list[int
 
 def _check_counts(num_train: int, num_inference: int) -> None:
     for name, value in (("training timesteps", num_train), ("inference steps", num_inference)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ConfigError(f"the number of {name} is {value!r}; expected a whole number. Pass int({value!r}).")
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise ConfigError(f"the number of {name} is {value!r}; expected a whole number, such as 50.")
     if not 1 <= num_inference <= num_train:
         raise ConfigError(
             f"{num_inference} inference steps asked of {num_train} training timesteps; expected between 1 and "
