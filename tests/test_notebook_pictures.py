@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from refbfr_core.errors import ConfigError, ImageContractError
-from refbfr_core.notebook import blank_figure, compare, frame_strip, image_grid
+from refbfr_core.notebook import blank_figure, compare, frame_strip, histograms, image_grid, paths, scatter
 from refbfr_core.notebook.encoding import jpeg_bytes, require_alt, side_by_side, to_pixels
 from refbfr_core.notebook.frames import evenly_spaced
 
@@ -321,3 +321,48 @@ def test_strip_refuses_bad_input():
 )
 def test_evenly_spaced(count, wanted, expected):
     assert evenly_spaced(count, wanted) == expected
+
+
+# ---------------------------------------------------------------- plots
+
+
+def test_scatter_draws_every_point_once_and_classes_apart():
+    ax = blank_figure()[1][0][0]
+    points, labels = torch.rand(30, 2), torch.arange(30) % 3
+    scatter(ax, points, labels, title="three")
+    drawn = [collection.get_offsets() for collection in ax.collections]
+    assert [len(part) for part in drawn] == [10, 10, 10] and ax.get_title() == "three"
+    assert len({tuple(collection.get_facecolor()[0]) for collection in ax.collections}) == 3
+    np.testing.assert_allclose(drawn[1], points[1::3].numpy(), rtol=1e-6)
+
+
+def test_paths_go_from_start_to_end():
+    ax = blank_figure()[1][0][0]
+    steps = torch.rand(5, 2, 2)
+    paths(ax, steps)
+    assert len(ax.lines) == 6
+    np.testing.assert_allclose(np.stack(ax.lines[3].get_data(), 1), steps[:, 1].numpy(), rtol=1e-6)
+
+
+def test_histograms_share_their_bins_and_have_equal_area():
+    ax = blank_figure()[1][0][0]
+    histograms(ax, {"few": [0.0, 1.0], "many": np.linspace(0, 1, 500)}, bins=10)
+    areas = [sum(bar.get_width() * bar.get_height() for bar in bars) for bars in ax.containers]
+    assert areas == pytest.approx([1.0, 1.0])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["few", "many"]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda ax: scatter(ax, torch.zeros(3, 3)),
+        lambda ax: scatter(ax, torch.zeros(3, 2), torch.zeros(2)),
+        lambda ax: paths(ax, torch.zeros(1, 3, 2)),
+        lambda ax: histograms(ax, {}),
+        lambda ax: histograms(ax, {"a": []}),
+    ],
+    ids=["three axes", "labels", "one step", "no group", "empty group"],
+)
+def test_plots_refuse_bad_input(draw):
+    with pytest.raises(ConfigError):
+        draw(blank_figure()[1][0][0])

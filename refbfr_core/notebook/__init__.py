@@ -15,10 +15,11 @@ from refbfr_core.notebook.checks import (
 from refbfr_core.notebook.export import Picture, figures_folder, save_figure, show, versions, workbook_root
 from refbfr_core.notebook.frames import FrameStrip, frame_strip
 from refbfr_core.notebook.grids import blank_figure, image_grid
+from refbfr_core.notebook.plots import histograms, paths, scatter
 from refbfr_core.notebook.setup import Session, measured_time, start
 from refbfr_core.notebook.slider import Comparison, compare
 from refbfr_core.notebook.style import ARM_COLOURS, COLOURS, LINE_STYLES, use_style
-from refbfr_core.notebook.tables import Table, beside_paper, table
+from refbfr_core.notebook.tables import Table, beside_paper, reported, table
 
 __all__ = [
     "ARM_COLOURS",
@@ -42,9 +43,13 @@ __all__ = [
     "compare",
     "figures_folder",
     "frame_strip",
+    "histograms",
     "image_grid",
     "measured_time",
+    "paths",
+    "reported",
     "save_figure",
+    "scatter",
     "show",
     "start",
     "table",
