@@ -1,0 +1,29 @@
+"""Measurements on unseen people: studies that survive a kill, count failures, and end in tables with intervals."""
+
+from __future__ import annotations
+
+import importlib
+
+_EXPORTS = {
+    "EmbedderScore": "embedders",
+    "FirstStageReport": "first_stage",
+    "ReferenceStudy": "references",
+    "RowStore": "rows",
+    "StudySettings": "references",
+    "run_embedder_study": "embedders",
+    "run_first_stage_study": "first_stage",
+    "run_reference_study": "references",
+    "verification_auc": "embedders",
+}
+
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str):
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})
