@@ -141,9 +141,9 @@ class ReferenceCache:
     def select(self, rows: int | slice | list[int] | Tensor) -> ReferenceCache:
         """Return the cache of some batch rows, in the order given: an index, a slice, a list or a 1-D index tensor."""
         self._require_filled()
-        every = torch.arange(self.batch_size)
+        chosen = torch.as_tensor(rows, dtype=torch.long) if isinstance(rows, list) else rows
         try:
-            index = every[torch.as_tensor(rows) if isinstance(rows, list) else rows].reshape(-1) // self.share
+            index = torch.arange(self.batch_size)[chosen].reshape(-1) // self.share
         except IndexError as error:
             raise CacheError(f"rows {rows} are not all in a cache of {self.batch_size} rows.") from error
         if not len(index):
