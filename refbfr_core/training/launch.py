@@ -1,0 +1,124 @@
+"""`run`: one call from a recipe's name to exported weights, shared by Python, the command line and `accelerate launch`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from refbfr_core.errors import ConfigError
+from refbfr_core.faces.dataset import Renderer, toy_faces
+from refbfr_core.training.data import open_faces
+from refbfr_core.training.embedder import EmbedderTask
+from refbfr_core.training.export import export_network
+from refbfr_core.training.first_stage import FirstStageTask
+from refbfr_core.training.latents import LatentCache
+from refbfr_core.training.loop import Task, make_accelerator, train
+from refbfr_core.training.recipes import EmbedderRecipe, FirstStageRecipe, Recipe, RefLDMRecipe, recipe
+from refbfr_core.training.records import CHECKPOINT, load_checkpoint
+
+DATA_VARIABLE = "REFBFR_DATA"
+
+
+def run(
+    name: str,
+    *,
+    out: str | Path,
+    data: str | Path | None = None,
+    resume: bool = False,
+    minutes: float | None = None,
+    device: str | None = None,
+    workers: int | str | None = None,
+    renderer: Renderer = toy_faces,
+    **changes: Any,
+) -> Path:
+    """Train the recipe ``name`` and export the averaged network; returns the folder of the exported network.
+
+    Parameters
+    ----------
+    name : "embedder-guide", "embedder-judge", "refldm-vq" or "refldm-base".
+    out : folder of the run: ``checkpoint.pt``, ``log.jsonl`` and ``export/<network>``.
+    data : folder of the caches of drawn faces and latents, made when they are missing; default: the environment variable
+        REFBFR_DATA, else ``data`` here. May be shared by all runs.
+    resume : go on from the checkpoint in ``out``.
+    minutes : stop (with a checkpoint and an export) after this time.
+    device : "cpu" keeps a training off a GPU that is there.
+    workers : processes that draw faces and encode latents, default one a core.
+    changes : values of the recipe to change, see `recipe`.
+
+    Raises
+    ------
+    UnknownNameError : no such recipe or value. ConfigError, CacheError, OutputError : see `train` and the caches.
+    """
+    chosen = recipe(name, **changes)
+    if minutes is not None and minutes <= 0:
+        raise ConfigError(f"minutes={minutes} leaves no time to train; give a positive number, or none for no limit.")
+    out, data = Path(out), Path(data or os.environ.get(DATA_VARIABLE) or "data")
+    accelerator = make_accelerator(chosen, device)
+    if resume and chosen.people == 0:
+        # "Everybody on disk" was decided when the run began; more people may have been drawn since.
+        chosen_people = int(load_checkpoint(out)["facts"]["people"])
+    elif not resume and (out / CHECKPOINT).is_file():
+        raise ConfigError(f"{out} already holds a training; pass resume to continue it, or choose another folder.")
+    else:
+        chosen_people = chosen.people
+    with accelerator.main_process_first():
+        task = make_task(chosen, data, accelerator, chosen_people, None if workers is None else int(workers), renderer)
+    summary = train(task, out, accelerator, resume=resume, minutes=minutes)
+    folder = out / "export" / chosen.network
+    if accelerator.is_main_process:
+        network = summary.pop("average").network
+        task.finish(network)
+        folder = export_network(network, chosen, name, summary, task.facts, task.about(), out / "export")
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def make_task(
+    chosen: Recipe, data: Path, accelerator: Accelerator, people: int, workers: int | None, renderer: Renderer
+) -> Task:
+    """The task of a recipe with its data in place."""
+    with _progress("faces", accelerator) as progress:
+        faces, val = open_faces(replace(chosen, people=people), data, workers, renderer, progress)
+    if isinstance(chosen, EmbedderRecipe):
+        return EmbedderTask(chosen, faces, val)
+    if isinstance(chosen, FirstStageRecipe):
+        return FirstStageTask(chosen, faces, val)
+    if isinstance(chosen, RefLDMRecipe):
+        workers = (os.cpu_count() or 1) if workers is None else workers
+        on_gpu = accelerator.device.type != "cpu"
+        settings = (chosen.first_stage or None, chosen.degradations, chosen.lq_variants)
+        caches = []
+        for source, flips in ((faces, chosen.flips), (val, False)):
+            cache = LatentCache(data, source, *settings, flips, chosen.patch_size, str(accelerator.device))
+            with _progress("latents", accelerator) as progress:
+                cache.build(0 if on_gpu else workers, max_bytes=32 * 2**30, progress=progress)
+            caches.append(cache)
+        return RefLDMTask(chosen, *caches)
+    raise ConfigError(f"no training belongs to a {type(chosen).__name__}.")
+
+
+class _progress:
+    """A bar for building caches, as the callback that they take; hidden under CI and off a terminal."""
+
+    def __init__(self, what: str, accelerator: Accelerator) -> None:
+        self.what = what
+        self.hidden = True if os.environ.get("CI") or not accelerator.is_main_process else None
+        self.bar: tqdm | None = None
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        return self._update
+
+    def _update(self, done: int, total: int) -> None:
+        if self.bar is None or self.bar.total != total:
+            self.bar = tqdm(total=total, desc=self.what, unit="person", disable=self.hidden)
+        self.bar.update(done - self.bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()

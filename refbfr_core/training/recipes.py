@@ -1,0 +1,230 @@
+"""What is trained and how: one frozen dataclass a network, every number that matters in it.
+
+A recipe goes into the log, the checkpoint and the model card as it is. Values can be changed by keyword, from Python or
+the command line; an unknown keyword is refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from refbfr_core.errors import ConfigError, unknown_name
+
+LR_SCHEDULES = ("constant", "cosine", "trapezoid")
+PRECISIONS = ("no", "bf16")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What every training has.
+
+    Attributes
+    ----------
+    network : name under which the result is saved ("judge", "guide", "refldm-vq", "refldm-unet").
+    steps, batch : optimiser steps, and samples of one step over all processes together.
+    lr, lr_schedule, warmup, cooldown : peak learning rate; "constant", "cosine" (to zero) or "trapezoid" (constant, then
+        linear to zero over the last `cooldown` share of the steps); linear warm-up steps.
+    ema : decay of the averaged weights, with the warm-up min(ema, (1 + k) / (10 + k)) of ReF-LDM.
+    precision : "bf16" (autocast) or "no" (float32).
+    people, views, face_seed : size and seed of the face cache; `people=0` takes everybody who is on disk at the start.
+    """
+
+    network: str = ""
+    steps: int = 1000
+    batch: int = 32
+    lr: float = 1e-3
+    lr_schedule: str = "trapezoid"
+    warmup: int = 100
+    cooldown: float = 0.25
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.999
+    seed: int = 0
+    precision: str = "bf16"
+    channels_last: bool = False
+    log_every: int = 20
+    eval_every: int = 500
+    checkpoint_every: int = 200
+    split: str = "train"
+    people: int = 2000
+    views: int = 6
+    face_seed: int = 0
+    resolution: int = 128
+    val_people: int = 64
+
+    def __post_init__(self) -> None:
+        if self.lr_schedule not in LR_SCHEDULES:
+            raise unknown_name("learning rate schedule", self.lr_schedule, LR_SCHEDULES)
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
+        at_least_one = ("steps", "batch", "views", "log_every", "eval_every", "checkpoint_every", "val_people", "resolution")
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.ema < 1 or not 0 <= self.cooldown <= 1 or self.lr <= 0 or self.people < 0:
+            raise ConfigError(
+                f"ema={self.ema} must lie in [0, 1), cooldown={self.cooldown} in [0, 1], lr={self.lr} above 0, people={self.people} "
+                "at 0 or above."
+            )
+
+
+@dataclass(frozen=True)
+class EmbedderRecipe(Recipe):
+    """ArcFace embedder (Deng et al., CVPR 2019). The margin is 0 for the first third and reaches `margin` at two thirds.
+
+    `degraded` is the share of training pictures that are ruined by the preset `degradation`; `colour` the strength of
+    the colour jitter; `grey` the share of nearly grey pictures.
+    """
+
+    steps: int = 3000
+    batch: int = 128
+    lr: float = 2e-3
+    weight_decay: float = 5e-4
+    ema: float = 0.998
+    clip: float = 5.0
+    widths: tuple[int, ...] = (32, 48, 96, 160)
+    blocks: tuple[int, ...] = (1, 2, 2, 1)
+    embedding: int = 256
+    dropout: float = 0.1
+    scale: float = 32.0
+    margin: float = 0.35
+    degradation: str = "toy-refldm-train"
+    degraded: float = 0.5
+    colour: float = 0.25
+    grey: float = 0.1
+
+
+@dataclass(frozen=True)
+class FirstStageRecipe(Recipe):
+    """VQGAN first stage without a discriminator: unquantised with noisy latents, then k-means codes, then quantised.
+
+    `unquantised` is the share of the steps before the codebook is made; `latent_noise` the noise in units of the latents'
+    own spread meanwhile; `crop` the side of the training crops; `lq_share` the share of degraded pictures among them.
+    """
+
+    network: str = "refldm-vq"
+    steps: int = 4000
+    batch: int = 32
+    lr: float = 2e-3
+    warmup: int = 50
+    weight_decay: float = 0.0
+    ema: float = 0.995
+    widths: tuple[int, ...] = (24, 48, 96)
+    layers: int = 1
+    latent_channels: int = 4
+    groups: int = 8
+    codes: int = 4096
+    crop: int = 64
+    unquantised: float = 0.5
+    latent_noise: float = 0.1
+    mse_weight: float = 5.0
+    edge_weight: float = 0.1
+    spread_weight: float = 0.01
+    lq_share: float = 0.1
+    degradation: str = "toy-refldm-train"
+    restart_every: int = 100
+
+
+@dataclass(frozen=True)
+class RefLDMRecipe(Recipe):
+    """ReF-LDM's denoiser (spec: epsilon prediction, L2), with references in the same network through CacheKV.
+
+    A batch is `batch / targets` people with `targets` noisy targets each; the references of a person run once and serve
+    all their targets. `reference_counts` gives the probability of 0, 1, 2, ... references in a step; `drop_references`
+    and `drop_lq` the probability of zeroing them (ReF-LDM section 4: 0.1 each, independently). `min_snr` weights the loss
+    by min(snr, gamma) / snr (Hang et al., ICCV 2023), 0 for the paper's plain mean.
+    """
+
+    network: str = "refldm-unet"
+    steps: int = 20000
+    batch: int = 32
+    targets: int = 8
+    lr: float = 5e-4
+    lr_schedule: str = "trapezoid"
+    warmup: int = 500
+    cooldown: float = 0.15
+    ema: float = 0.9995
+    eval_every: int = 1000
+    checkpoint_every: int = 500
+    widths: tuple[int, ...] = (96, 160)
+    layers: int = 1
+    groups: int = 8
+    head_width: int = 32
+    patch_size: int = 2
+    first_stage: str = ""
+    schedule: str = "refldm"
+    reference_counts: tuple[float, ...] = (0.12, 0.40, 0.30, 0.18)
+    drop_references: float = 0.1
+    drop_lq: float = 0.05
+    min_snr: float = 0.0
+    degradations: tuple[str, ...] = ("toy-refldm-severe", "toy-refldm-train")
+    lq_variants: int = 2
+    flips: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch % self.targets:
+            raise ConfigError(f"batch={self.batch} must be a multiple of targets={self.targets}: every person gets as many.")
+        if abs(sum(self.reference_counts) - 1) > 1e-6 or min(self.reference_counts) < 0:
+            raise ConfigError(f"reference_counts {self.reference_counts} must be probabilities that add up to 1.")
+        if len(self.reference_counts) > self.views:
+            raise ConfigError(
+                f"up to {len(self.reference_counts) - 1} references and a target need {len(self.reference_counts)} views, "
+                f"the recipe has {self.views}; draw more views or use fewer references."
+            )
+
+
+RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
+    {
+        "embedder-guide": EmbedderRecipe(network="guide", seed=1, widths=(32, 48, 96, 160)),
+        "embedder-judge": EmbedderRecipe(
+            network="judge", seed=2, split="judge", face_seed=0, views=5, widths=(24, 64, 96, 144), blocks=(1, 1, 3, 1), degraded=0.3,
+            degradation="toy-refldm-moderate", colour=0.35, grey=0.2, embedding=192,
+        ),
+        "refldm-vq": FirstStageRecipe(),
+        "refldm-base": RefLDMRecipe(),
+    }
+)  # fmt: skip
+
+
+def recipe(name: str, **changes: Any) -> Recipe:
+    """Return the recipe called ``name`` with some values changed; text (from a command line) is read as the right type.
+
+    Raises
+    ------
+    UnknownNameError : no such recipe or no such value, naming the nearest. ConfigError : a value of the wrong kind.
+    """
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)
+    base = RECIPES[name]
+    known = {field.name for field in fields(base)}
+    for key in changes:
+        if key not in known:
+            raise unknown_name(f"option of the recipe {name}", key, known)
+    hints = typing.get_type_hints(type(base))
+    return replace(base, **{key: _cast(key, value, hints[key]) for key, value in changes.items()})
+
+
+def as_dict(chosen: Recipe) -> dict[str, Any]:
+    """The recipe as plain JSON values (tuples become lists)."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(chosen).items()}
+
+
+def _cast(key: str, value: Any, kind: Any) -> Any:
+    try:
+        if typing.get_origin(kind) is tuple:
+            parts = value.replace("(", "").replace(")", "").split(",") if isinstance(value, str) else value
+            inner = typing.get_args(kind)[0]
+            return tuple(inner(part.strip() if isinstance(part, str) else part) for part in parts if part != "")
+        if kind is bool and isinstance(value, str):
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.lower()]
+        if kind is int and isinstance(value, float) and not value.is_integer():
+            raise ValueError(value)
+        return kind(value)
+    except (TypeError, ValueError, KeyError) as error:
+        wanted = getattr(kind, "__name__", str(kind))
+        raise ConfigError(f"{key}={value!r} cannot be read as {wanted}; give a value of that kind.") from error
