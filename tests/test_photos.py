@@ -33,7 +33,6 @@ def _smooth_picture(height: int, width: int) -> torch.Tensor:
 
 
 # ---- geometry
-# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("scale", "angle"), [(1.0, 0.0), (0.25, 0.4), (3.7, -2.9)])
@@ -148,7 +147,6 @@ def test_geometry_refuses_batches_and_wrong_feathers():
 
 
 # ---- packs
-# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -214,7 +212,6 @@ def test_missing_library_names_the_extra(tmp_path, monkeypatch):
 
 
 # ---- with the kit's networks
-# ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

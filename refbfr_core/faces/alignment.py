@@ -149,7 +149,7 @@ def resize_crop(image: torch.Tensor, resolution: int) -> torch.Tensor:
     height, width = pixels.shape[:2]
     if height != width:
         raise ImageContractError(
-            f"an aligned crop is square, this picture is {width}x{height}; align it (`refbfr restore --align`) or crop it."
+            f"an aligned crop is square, this one is {width}x{height}; align it (`refbfr restore --align`) or crop it."
         )
     if height == resolution:
         return image

@@ -22,7 +22,7 @@ from refbfr_core.images import check_images, to_uint8
 
 ROOT_VARIABLE = "REFBFR_INSIGHTFACE_ROOT"
 PREFERRED_PACKS = ("buffalo_l", "antelopev2")
-LICENCE_NOTE = "InsightFace's code is MIT, its model packs are for non-commercial research only: read their licence first."
+LICENCE_NOTE = "InsightFace's code is MIT, its model packs are for non-commercial research only; read their licence."
 HOW_TO_GET = (
     "Download a pack (for example buffalo_l) from the model zoo of the InsightFace project, unpack it to "
     f"<root>/models/<pack>/*.onnx, and name the root with --models PATH or the environment variable {ROOT_VARIABLE}. "
@@ -203,7 +203,7 @@ class PhotoAligner:
         height, width = image.shape[-2:]
         if not faces:
             raise NoFaceError(
-                f"no face found in this {width}x{height} picture (detector score {self.threshold} or more). Use a picture "
+                f"no face found in this {width}x{height} picture (detector score {self.threshold} or more). Use one "
                 "where the face is larger and uncovered, or, when it is an aligned crop already, skip the detection "
                 "(`--no-align`)."
             )
@@ -241,7 +241,7 @@ class PhotoAligner:
 
         side = self._recogniser.input_size[0]
         if side != 112:
-            raise WeightsError(f"the recogniser in {self.folder} wants {side} pixels; only 112-pixel ones are supported.")
+            raise WeightsError(f"the recogniser in {self.folder} wants {side} pixels; only 112 pixels are supported.")
         # Bilinear with black outside, exactly as the networks were trained and as InsightFace itself crops.
         warped = cv2.warpAffine(_bgr(image), fit_similarity(points, arcface_dst), (side, side), borderValue=0.0)
         vector = torch.from_numpy(np.asarray(self._recogniser.get_feat(warped), np.float32).ravel().copy())
