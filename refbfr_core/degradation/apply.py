@@ -44,7 +44,8 @@ def run_stages(image: np.ndarray, record: DegradationRecord) -> Iterator[tuple[s
     if record.jpeg_quality is not None:
         current = stages.jpeg(current, record.jpeg_quality)
     yield "jpeg", current
-    # The release is float64 up to here and float32 from here on; without JPEG the cast stands alone.
+    # The release is float64 up to the coder and float32 after it. It cannot leave the coder out (it stops with an error
+    # then); here the cast alone takes its place.
     current = current.astype(np.float32)
     if current.shape[:2] != (height, width):
         current = stages.resize(current, height, width, record.up_interpolation)

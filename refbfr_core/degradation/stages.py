@@ -158,7 +158,8 @@ def round_to_grey_levels(image: np.ndarray) -> np.ndarray:
     """The last step: round to 255ths (half to even) and clip, but stay float32.
 
     The released dataset never casts to uint8; it hands on floats that happen to be whole grey levels. Kept, because
-    it makes a picture straight from here equal to the same picture saved as PNG and read again.
+    it makes a picture straight from here equal to the same picture saved as PNG and read again. (The authors' published
+    test pictures were cut down to uint8 instead of rounded, and so are up to one level darker.)
     """
     return (np.clip(np.rint(image.astype(np.float32) * np.float32(255.0)), 0, 255) / np.float32(255.0)).astype(
         np.float32
