@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -54,7 +55,7 @@ class RowStore:
         self._rows += [dict(row) for row in rows]
         if self.folder is not None:
             with atomic_path(self.folder / "rows.csv") as path:
-                self.frame().to_csv(path, index=False)
+                self.frame().to_csv(path, index=False, na_rep="nan")
 
     def frame(self) -> pd.DataFrame:
         """All rows as a table, one measurement target and arm a row."""
@@ -84,10 +85,25 @@ class RowStore:
         if not path.exists():
             return []
         try:
-            table = pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip")
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+            with path.open(newline="", encoding="utf-8") as stream:
+                rows = list(csv.DictReader(stream, strict=True))
+        except (csv.Error, UnicodeDecodeError) as error:
             raise CacheError(f"{path} is damaged ({error}). Delete the folder and run again.") from error
-        return table.to_dict("records")
+        if any(None in row or None in row.values() for row in rows):
+            raise CacheError(
+                f"{path} is damaged (a row has not as many cells as the header). Delete the folder and run again."
+            )
+        return [{key: _value(text) for key, text in row.items()} for row in rows]
+
+
+def _value(text: str) -> int | float | str:
+    """A cell of the file as it was before it was written; floats come back exactly."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def fingerprint(*networks: nn.Module) -> str:

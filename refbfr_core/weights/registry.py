@@ -29,13 +29,15 @@ class NetworkEntry:
     """One named network.
 
     `network_class` is called without arguments and returns the class; `recipe` is the name `refbfr train` knows;
-    `published` maps a profile other than "toy" to the file its owners publish.
+    `shipped` says that trained toy weights come with the package; `published` maps a profile other than "toy" to the
+    file its owners publish.
     """
 
     name: str
     purpose: str
     network_class: Callable[[], type]
     recipe: str
+    shipped: bool = False
     published: MappingProxyType[str, PublishedFile] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -80,7 +82,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 "first stage of ReF-LDM: image to latent and back through a codebook",
                 _vq_model,
                 "refldm-vq",
-                MappingProxyType(
+                published=MappingProxyType(
                     {"paper": PublishedFile(_REFLDM_PAGE, "vqgan.ckpt", "non-commercial (authors' README)")}
                 ),
             ),
@@ -89,7 +91,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 "denoiser of ReF-LDM, conditioned on the degraded latent and, through CacheKV, on reference latents",
                 _unet_2d,
                 "refldm-base",
-                MappingProxyType(
+                published=MappingProxyType(
                     {"paper": PublishedFile(_REFLDM_PAGE, "refldm.ckpt", "non-commercial (authors' README)")}
                 ),
             ),
