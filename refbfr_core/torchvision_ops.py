@@ -52,3 +52,25 @@ def has_operators() -> bool:
     from torchvision import extension
 
     return bool(extension._has_ops())
+
+
+def install_at_start_up() -> bool:
+    """Have every Python of this environment call `install` when it starts, if torchvision has no operators here.
+
+    Without this, a program that imports diffusers before this package would still fail. Setting up the environment
+    calls it once. Returns whether it was needed and done.
+    """
+    import importlib.util
+    import sysconfig
+    from pathlib import Path
+
+    from refbfr_core.files import write_text
+
+    if importlib.util.find_spec("torchvision") is None or has_operators():
+        return False
+    site_packages = Path(sysconfig.get_path("purelib"))
+    # Python runs the lines of .pth files that begin with "import"; they must not fail when the package is removed
+    # again.
+    line = "import importlib.util; importlib.util.find_spec('refbfr_core') and __import__('refbfr_core')\n"
+    write_text(site_packages / "refbfr_core_start_up.pth", line)
+    return True

@@ -1,0 +1,75 @@
+# Two commands matter: `make workbook` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+OUT ?= build/workbook
+PROFILE ?= toy
+STARTED := $(shell date +%s)
+
+# Kernels of this environment come before whatever kernels the user has installed elsewhere.
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.PHONY: help workbook test lab benchmark figures times lock clean
+
+help:
+	@echo "make workbook   set up and run the notebooks on drawn faces, into $(OUT)"
+	@echo "make test       set up and run all checks and tests"
+	@echo "make lab        set up and open the notebooks in JupyterLab"
+	@echo "make benchmark  set up and measure how fast the rooms are on this machine"
+	@echo "make figures    set up and draw the picture and the table of this README again"
+	@echo "make times      write the times measured by the last make workbook into this README"
+	@echo "make lock       find exact versions anew (for maintainers)"
+	@echo "make clean      remove what runs have built; the environment stays"
+
+workbook: $(READY)
+	$(BIN)/refbfr notebooks run --out $(OUT) --profile $(PROFILE)
+	@echo "Open $(OUT)/00_start_here.ipynb, or run make lab. $$(( $$(date +%s) - $(STARTED) )) s, set-up included."
+
+# The guard on PYTHONPATH refuses every connection to another machine, in the tests and in the kernels of the notebooks.
+test: export PYTHONPATH := $(CURDIR)/tests/offline
+test: export REFBFR_FIGURES := $(CURDIR)/build/test-figures
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --nbmake notebooks
+	@echo "All checks passed. $$(( $$(date +%s) - $(STARTED) )) s, set-up included."
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+benchmark: $(READY)
+	$(BIN)/python -m benchmarks
+
+figures: $(READY)
+	$(BIN)/refbfr evaluate references
+
+times: $(READY)
+	$(BIN)/python docs/times.py $(OUT)/times.json
+
+# The stamp is written last, so an interrupted set-up is taken up again and a finished one costs nothing.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; give it with make PYTHON=...")'
+	@echo "Setting up the environment in $(VENV): about 200 packages, once."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@# Two builds of OpenCV share one folder and the last to come wins; the one without windows also runs where there is no display.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $$(grep '^opencv-python-headless==' requirements.lock)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -c 'from refbfr_core import torchvision_ops; torchvision_ops.install_at_start_up()'
+	@touch $@
+
+# torch and torchvision are built for each other, so their versions are chosen together.
+LOCKED_TORCH := torch==2.13.0 torchvision==0.28.0
+lock:
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet $(LOCKED_TORCH) '.[notebooks,photos,metrics,baselines,dev]'
+	build/lock/bin/python docs/lock.py > build/lock.txt
+	mv build/lock.txt requirements.lock
+	rm -rf build/lock
+
+clean:
+	rm -rf build
