@@ -18,8 +18,9 @@ _BACK = -1.45  # nothing of the head lies behind this depth
 class Camera:
     """Perspective camera in front of a turned head.
 
-    Head space: x right, y up, z towards the viewer. ``rotation`` is ``(B, 3, 3)``; camera space = rotation @ head +
-    ``offset``. The picture is aligned as photo sets are: the middle of eyes and mouth sits at a fixed place, plus jitter.
+    Head space: x right, y up, z towards the viewer. ``rotation`` is ``(B, 3, 3)``; camera space = rotation @ head
+    + ``offset``. The picture is aligned as photo sets are: the middle of eyes and mouth sits at a fixed
+    place, plus jitter.
     """
 
     def __init__(self, t: SimpleNamespace, surface: Surface, size: int) -> None:

@@ -36,7 +36,11 @@ def brow_curve(u: Tensor, t: SimpleNamespace) -> Tensor:
 
 def brow_thickness(u: Tensor, t: SimpleNamespace) -> Tensor:
     """Half-thickness of a brow over ``u``: full inside, tapering to the tail."""
-    return t.brow_t * (1 - 0.72 * ((u + 0.35).clamp(min=0) / 1.35) ** 1.6) * (1 - ((-u - 0.72).clamp(min=0) / 0.28) ** 2).clamp(min=0.05)
+    return (
+        t.brow_t
+        * (1 - 0.72 * ((u + 0.35).clamp(min=0) / 1.35) ** 1.6)
+        * (1 - ((-u - 0.72).clamp(min=0) / 0.28) ** 2).clamp(min=0.05)
+    )
 
 
 def lip_curves(a: Tensor, t: SimpleNamespace) -> SimpleNamespace:
@@ -54,7 +58,10 @@ def lip_curves(a: Tensor, t: SimpleNamespace) -> SimpleNamespace:
     upper_inner = line + gap_up
     lower_inner = line - gap_lo
     return SimpleNamespace(
-        u=u, line=line, upper_inner=upper_inner, lower_inner=lower_inner,
+        u=u,
+        line=line,
+        upper_inner=upper_inner,
+        lower_inner=lower_inner,
         upper=upper_inner + t.lip_up * thin * arc**0.75 * bow,
         lower=lower_inner - t.lip_lo * thin * arc**0.62,
         lower_mid=t.mouth_b - 0.70 * t.gap - t.lip_lo,
@@ -62,7 +69,7 @@ def lip_curves(a: Tensor, t: SimpleNamespace) -> SimpleNamespace:
 
 
 def jaw_point(position: Tensor, t: SimpleNamespace) -> tuple[Tensor, Tensor]:
-    """Map coordinates of the face contour: ``position`` from -1 (ear on the left) over 0 (chin) to 1 (ear on the right)."""
+    """Map coordinates of the face contour; ``position`` runs from -1 (left ear) over 0 (chin) to 1 (right ear)."""
     angle = position * 1.5707963
     side, down = torch.sin(angle), torch.cos(angle)
     return 1.17 * torch.sign(side) * side.abs() ** 0.92, 0.06 - 1.16 * down**0.95

@@ -73,7 +73,14 @@ def paint_eyes(skin: Tensor, normal: Tensor, w: SimpleNamespace, t: SimpleNamesp
     crease_gap = 0.034 + 0.022 * t.i.chance("eye_open")
     crease = hill(((v - upper - crease_gap) / 0.012) ** 2) * edge(1.12 - u.abs(), 0.2) * (0.12 + 0.42 * t.lid_crease)
     bag = bump(u, v, 0.0, -t.eye_open * 0.62 - 0.055, 0.8, 0.012) * (0.05 + 0.30 * smooth(t.age, 0.3, 1.0))
-    shadow_tone = smooth(-t.masc, 0.2, 0.6) * t.lipstick * 0.5 * smooth(v - upper, 0.09, 0.0) * edge(v - upper, 0.03) * edge(1.1 - u.abs(), 0.2)
+    shadow_tone = (
+        smooth(-t.masc, 0.2, 0.6)
+        * t.lipstick
+        * 0.5
+        * smooth(v - upper, 0.09, 0.0)
+        * edge(v - upper, 0.03)
+        * edge(1.1 - u.abs(), 0.2)
+    )
 
     dark = rgb(0.018, 0.013, 0.012, a)
     out = skin * (1 - (crease + bag).clamp(0, 0.7) * (1 - rgb(0.45, 0.36, 0.34, a)))

@@ -108,8 +108,9 @@ class NoiseBank:
         """Two noise channels ``(B, 2, H, W)`` of texture ``name`` at coordinates of period 1."""
         texture = getattr(self, name)
         grid = torch.cat([u - torch.floor(u), v - torch.floor(v)], 1).permute(0, 2, 3, 1) * 2 - 1
-        return F.grid_sample(texture.expand(u.shape[0], -1, -1, -1), grid, mode="bilinear",
-                             padding_mode="border", align_corners=True)
+        return F.grid_sample(
+            texture.expand(u.shape[0], -1, -1, -1), grid, mode="bilinear", padding_mode="border", align_corners=True
+        )
 
 
 def rotate2d(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:

@@ -59,7 +59,9 @@ def strands(a: Tensor, b: Tensor, t: SimpleNamespace, noise: NoiseBank) -> Tenso
     """Strand pattern of zero mean, about unit variance: two channels ``(B, 2, H, W)``, fine and clumped."""
     across, along = flow(a, b, t)
     u, v = t.i("noise_u"), t.i("noise_v")
-    wave = t.curl * (0.012 * torch.sin(along * 16 + 9 * u + 4 * math.pi * across * 3) + 0.005 * torch.sin(along * 31 + 5 * v))
+    wave = t.curl * (
+        0.012 * torch.sin(along * 16 + 9 * u + 4 * math.pi * across * 3) + 0.005 * torch.sin(along * 31 + 5 * v)
+    )
     combed = noise("strand", across * 2 + wave + u, along * 0.22 + v)
     coils = noise("grain", a * 0.55 + u, b * 0.55 + v)
     return torch.lerp(combed, coils * 0.8, smooth(t.curl, 0.85, 1.0))
@@ -72,9 +74,15 @@ def beard_cover(a: Tensor, b: Tensor, t: SimpleNamespace) -> Tensor:
     inner = smooth(s, t.mouth_w * 0.95, t.mouth_w * 1.35)
     line = torch.lerp(t.mouth_b - t.lip_lo - 0.05 + 0 * s, line, inner)
     jaw = edge(line - b, 0.17) * edge(b + 1.38, 0.12) * edge(1.24 - s, 0.10)
-    lip = edge(b - t.mouth_b - t.lip_up * 0.9, 0.03) * edge(t.nose_base - 0.015 - b, 0.03) * edge(t.mouth_w * 1.10 - s, 0.07)
+    lip = (
+        edge(b - t.mouth_b - t.lip_up * 0.9, 0.03)
+        * edge(t.nose_base - 0.015 - b, 0.03)
+        * edge(t.mouth_w * 1.10 - s, 0.07)
+    )
     corner = edge(0.045 - (s - t.mouth_w * 1.10).abs(), 0.06) * edge(t.nose_base - 0.10 - b, 0.08) * edge(b + 1.30, 0.1)
     chin = edge(t.mouth_b - t.lip_lo - 0.06 - b, 0.06) * edge(b + 1.34, 0.12) * edge(0.26 - s + 0.05, 0.07)
-    cover = torch.maximum(torch.maximum(t.beard_cheek * torch.maximum(jaw, corner), t.beard_lip * lip),
-                          t.beard_chin * torch.maximum(chin, corner * t.beard_lip * t.beard_chin))
+    cover = torch.maximum(
+        torch.maximum(t.beard_cheek * torch.maximum(jaw, corner), t.beard_lip * lip),
+        t.beard_chin * torch.maximum(chin, corner * t.beard_lip * t.beard_chin),
+    )
     return cover * t.beard_density.clamp(max=1.0) * (t.beard > 0)

@@ -1,8 +1,8 @@
 """Identities: everything that stays with a drawn person from one photo to the next.
 
-An identity is a vector of independent numbers, uniform in [-1, 1]. The painters turn it into geometry and colour through
-:class:`Traits`; what is correlated in people (age and grey hair, beard and the rest of the face) is correlated there, so
-that the vector itself stays simple enough to edit by hand in a notebook.
+An identity is a vector of independent numbers, uniform in [-1, 1]. The painters turn it into geometry and colour
+through :mod:`.traits`; what is correlated in people (age and grey hair, beard and the rest of the face) is correlated
+there, so that the vector itself stays simple enough to edit by hand in a notebook.
 """
 
 from __future__ import annotations
@@ -15,24 +15,94 @@ from torch import Tensor
 from ..errors import unknown_name
 
 _GEOMETRY = (
-    "head_width", "head_height", "head_depth", "jaw_width", "jaw_length", "chin_point", "chin_forward", "cheekbone",
-    "cheek_fullness", "forehead", "brow_ridge", "eye_spacing", "eye_height", "eye_size", "eye_open", "eye_tilt",
-    "eye_depth", "lid_crease", "nose_length", "nose_width", "nose_bridge", "nose_tip", "nose_height", "nose_hump",
-    "mouth_width", "mouth_height", "lip_upper", "lip_lower", "cupid_bow", "mouth_corner", "philtrum", "ear_size",
-    "ear_out", "ear_height", "asymmetry_eye", "asymmetry_mouth", "nose_side", "neck_width",
+    "head_width",
+    "head_height",
+    "head_depth",
+    "jaw_width",
+    "jaw_length",
+    "chin_point",
+    "chin_forward",
+    "cheekbone",
+    "cheek_fullness",
+    "forehead",
+    "brow_ridge",
+    "eye_spacing",
+    "eye_height",
+    "eye_size",
+    "eye_open",
+    "eye_tilt",
+    "eye_depth",
+    "lid_crease",
+    "nose_length",
+    "nose_width",
+    "nose_bridge",
+    "nose_tip",
+    "nose_height",
+    "nose_hump",
+    "mouth_width",
+    "mouth_height",
+    "lip_upper",
+    "lip_lower",
+    "cupid_bow",
+    "mouth_corner",
+    "philtrum",
+    "ear_size",
+    "ear_out",
+    "ear_height",
+    "asymmetry_eye",
+    "asymmetry_mouth",
+    "nose_side",
+    "neck_width",
 )
 _SURFACE = (
-    "masculinity", "age", "skin_tone", "skin_hue", "skin_red", "skin_gloss", "iris_colour", "iris_light", "iris_ring",
-    "brow_thickness", "brow_height", "brow_arch", "brow_tilt", "brow_length", "brow_dark", "lip_colour", "lip_dark",
-    "blush", "lash", "freckles", "freckle_size", "under_eye",
+    "masculinity",
+    "age",
+    "skin_tone",
+    "skin_hue",
+    "skin_red",
+    "skin_gloss",
+    "iris_colour",
+    "iris_light",
+    "iris_ring",
+    "brow_thickness",
+    "brow_height",
+    "brow_arch",
+    "brow_tilt",
+    "brow_length",
+    "brow_dark",
+    "lip_colour",
+    "lip_dark",
+    "blush",
+    "lash",
+    "freckles",
+    "freckle_size",
+    "under_eye",
 )
 _HAIR = (
-    "hair_style", "hair_tone", "hair_warmth", "hair_grey", "hair_volume", "hair_line", "hair_recession", "hair_part",
-    "hair_length", "hair_wave", "hair_gloss", "fringe", "beard_style", "beard_density", "sideburn",
+    "hair_style",
+    "hair_tone",
+    "hair_warmth",
+    "hair_grey",
+    "hair_volume",
+    "hair_line",
+    "hair_recession",
+    "hair_part",
+    "hair_length",
+    "hair_wave",
+    "hair_gloss",
+    "fringe",
+    "beard_style",
+    "beard_density",
+    "sideburn",
 )
 MOLES = 4
 _MARKS = tuple(f"mole{i}_{part}" for i in range(MOLES) for part in ("a", "b", "size")) + (
-    "scar_a", "scar_b", "scar_angle", "scar_length", "noise_u", "noise_v",
+    "scar_a",
+    "scar_b",
+    "scar_angle",
+    "scar_length",
+    "noise_u",
+    "noise_v",
 )
 IDENTITY_NAMES: tuple[str, ...] = _GEOMETRY + _SURFACE + _HAIR + _MARKS
 _INDEX = {name: i for i, name in enumerate(IDENTITY_NAMES)}
@@ -113,6 +183,10 @@ class Numbers:
 
     def __init__(self, vector: Tensor, index: dict[str, int]) -> None:
         self.vector, self._index = vector, index
+
+    def rows(self, part: slice) -> Numbers:
+        """The same names for some of the rows."""
+        return Numbers(self.vector[part], self._index)
 
     def __call__(self, name: str, low: float = -1.0, high: float = 1.0) -> Tensor:
         value = self.vector[:, self._index[name]].view(-1, 1, 1, 1)

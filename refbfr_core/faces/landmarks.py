@@ -8,14 +8,21 @@ import torch
 from torch import Tensor
 
 from .curves import brow_curve, brow_thickness, jaw_point, lid_curves, lip_curves
-from .eyes import IRIS, eyeball_centres, gaze_direction
+from .eyes import eyeball_centres, gaze_direction
 from .fields import direction, look_up
 from .surface import Surface
 
 GROUPS: dict[str, slice] = {
-    "contour": slice(0, 33), "brow_left": slice(33, 42), "brow_right": slice(42, 51), "nose_bridge": slice(51, 55),
-    "nose_base": slice(55, 60), "eye_left": slice(60, 68), "eye_right": slice(68, 76), "lips_outer": slice(76, 88),
-    "lips_inner": slice(88, 96), "pupils": slice(96, 98),
+    "contour": slice(0, 33),
+    "brow_left": slice(33, 42),
+    "brow_right": slice(42, 51),
+    "nose_bridge": slice(51, 55),
+    "nose_base": slice(55, 60),
+    "eye_left": slice(60, 68),
+    "eye_right": slice(68, 76),
+    "lips_outer": slice(76, 88),
+    "lips_inner": slice(88, 96),
+    "pupils": slice(96, 98),
 }
 """Slices of the 98 points; left and right are those of the picture."""
 
@@ -50,8 +57,10 @@ def _mouth(t: SimpleNamespace) -> tuple[Tensor, Tensor]:
     inner = _row(-0.85, -0.4, 0.0, 0.4, 0.85, 0.4, 0.0, -0.4, like=t.tone) * t.mouth_w
     d = lip_curves(inner, t)
     inner_top = _row(1, 1, 1, 1, 1, 0, 0, 0, like=t.tone) > 0
-    return (torch.cat([outer, inner], -1),
-            torch.cat([torch.where(top, c.upper, c.lower), torch.where(inner_top, d.upper_inner, d.lower_inner)], -1))
+    return (
+        torch.cat([outer, inner], -1),
+        torch.cat([torch.where(top, c.upper, c.lower), torch.where(inner_top, d.upper_inner, d.lower_inner)], -1),
+    )
 
 
 def landmarks_3d(t: SimpleNamespace, surface: Surface) -> Tensor:

@@ -12,7 +12,9 @@ from .fields import NoiseBank, bump, edge, hill, smooth
 from .skin import rgb
 
 
-def paint_mouth(skin: Tensor, a: Tensor, b: Tensor, t: SimpleNamespace, noise: NoiseBank) -> tuple[Tensor, Tensor, Tensor]:
+def paint_mouth(
+    skin: Tensor, a: Tensor, b: Tensor, t: SimpleNamespace, noise: NoiseBank
+) -> tuple[Tensor, Tensor, Tensor]:
     """Colour ``(B, 3, h, w)``, lip coverage (lips are glossier than skin) and coverage of the open mouth."""
     c = lip_curves(a, t)
     width = edge((1.0 - c.u.abs()) * t.mouth_w, 0.03)

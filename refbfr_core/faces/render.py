@@ -35,16 +35,32 @@ def _light(t: SimpleNamespace, camera: Camera) -> SimpleNamespace:
     tint = torch.cat([1 + 0.16 * warmth, 1 + 0.02 * warmth, 1 - 0.20 * warmth], 1)
     ambient = t.v("ambient", 0.22, 0.55)
     cool = torch.cat([1 - 0.05 * warmth, 1 + 0 * warmth, 1 + 0.08 * warmth], 1)
-    return SimpleNamespace(camera=key, head=camera.to_head(key), key=tint * t.v("light_strength", 0.75, 1.25),
-                           fill=cool * ambient, up=camera.to_head(torch.cat([0 * azimuth, 0 * azimuth + 1, 0 * azimuth], 1)))
+    return SimpleNamespace(
+        camera=key,
+        head=camera.to_head(key),
+        key=tint * t.v("light_strength", 0.75, 1.25),
+        fill=cool * ambient,
+        up=camera.to_head(torch.cat([0 * azimuth, 0 * azimuth + 1, 0 * azimuth], 1)),
+    )
 
 
-def _shade(colour: Tensor, normal: Tensor, light: Tensor, light_set, up: Tensor, visible: Tensor, openness: Tensor, wrap: Tensor) -> Tensor:
+def _shade(
+    colour: Tensor,
+    normal: Tensor,
+    light: Tensor,
+    light_set,
+    up: Tensor,
+    visible: Tensor,
+    openness: Tensor,
+    wrap: Tensor,
+) -> Tensor:
     """Diffuse light: wrapped key light (skin scatters red furthest) plus a sky-and-ground fill."""
     facing = (normal * light).sum(1, keepdim=True)
     key = ((facing + wrap) / (1 + wrap)).clamp(min=0) ** 1.15
     sky = 0.72 + 0.28 * (normal * up).sum(1, keepdim=True)
-    return colour * (light_set.key * key * (0.18 + 0.82 * visible) * (0.45 + 0.55 * openness) + light_set.fill * sky * openness)
+    return colour * (
+        light_set.key * key * (0.18 + 0.82 * visible) * (0.45 + 0.55 * openness) + light_set.fill * sky * openness
+    )
 
 
 def render_batch(t: SimpleNamespace, noise: NoiseBank, resolution: int, oversample: float) -> SimpleNamespace:
@@ -68,7 +84,9 @@ def render_batch(t: SimpleNamespace, noise: NoiseBank, resolution: int, oversamp
     view = unit(hits.slope)
 
     head, hair_alpha, gloss, face = _paint_head(hits, t, noise, surface, camera, normal, openness, hair_area, size)
-    lit = _shade(head.colour, head.normal, light.head, light, light.up, visible * head.shade, openness * head.shade, head.wrap)
+    lit = _shade(
+        head.colour, head.normal, light.head, light, light.up, visible * head.shade, openness * head.shade, head.wrap
+    )
     half = unit(light.head + view)
     shine = (head.normal * half).sum(1, keepdim=True).clamp(min=0)
     fresnel = 0.35 + 0.65 * (1 - (head.normal * view).sum(1, keepdim=True).clamp(0, 1)) ** 3
@@ -81,12 +99,16 @@ def render_batch(t: SimpleNamespace, noise: NoiseBank, resolution: int, oversamp
 
     picture = _compose(hits, lit, t, noise, camera, light, surface)
     if bool((glasses_on(t) > 0).any()):
-        bridge = torch.cat(direction(0 * t.eye_b, t.eye_b - 0.05), 1) * look_up(surface.skin, 0 * t.eye_b, t.eye_b - 0.05)
+        bridge = torch.cat(direction(0 * t.eye_b, t.eye_b - 0.05), 1) * look_up(
+            surface.skin, 0 * t.eye_b, t.eye_b - 0.05
+        )
         picture = paint_glasses(picture, hits, t, bridge[:, 2:])
     image = _develop(picture, t)
     mask = (face * hits.hit).float()
     if size != resolution:
-        image = F.interpolate(image, size=(resolution, resolution), mode="bilinear", antialias=True, align_corners=False)
+        image = F.interpolate(
+            image, size=(resolution, resolution), mode="bilinear", antialias=True, align_corners=False
+        )
         mask = F.interpolate(mask, size=(resolution, resolution), mode="bilinear", antialias=True, align_corners=False)
     points = landmarks_3d(t, surface)
     return SimpleNamespace(image=image.clamp(0, 1), mask=mask.clamp(0, 1), landmarks=camera.project(points))
@@ -109,7 +131,9 @@ def _paint_head(hits, t, noise, surface, camera, normal, openness, hair_area, si
     shade[:, :, rows, cols], wet[:, :, rows, cols] = lid, eye
     mouth = torch.cat(direction(0 * t.mouth_b, t.mouth_b), 1) * look_up(surface.skin, 0 * t.mouth_b, t.mouth_b)
     rows, cols = _window(camera, mouth.flatten(1)[:, None], size, 0.17)
-    part, lips, inner = paint_mouth(skin[:, :, rows, cols], hits.a[:, :, rows, cols], hits.b[:, :, rows, cols], t, noise)
+    part, lips, inner = paint_mouth(
+        skin[:, :, rows, cols], hits.a[:, :, rows, cols], hits.b[:, :, rows, cols], t, noise
+    )
     skin[:, :, rows, cols] = part
     gloss[:, :, rows, cols] = torch.lerp(gloss[:, :, rows, cols], t.gloss + 0.5 + 0.6 * t.lipstick, lips) * (1 - inner)
     pattern = strands(hits.a, hits.b, t, noise)[:, 1:]

@@ -5,11 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .fields import NoiseBank, edge, hill, smooth, unit
-from .skin import rgb
 from .traits import colour
 
 
@@ -22,15 +20,18 @@ def paint_background(px: Tensor, py: Tensor, t: SimpleNamespace, noise: NoiseBan
     other = colour(torch.remainder(hue + 0.12 + 0.2 * v("background_u"), 1), saturation * 0.8, (value * 0.55 + 0.1))
     kind = v.chance("background_kind")
     clouds = noise("soft", px * 0.10 + v("background_u"), py * 0.10 + v("background_v"))
-    ramp = (0.5 + 0.30 * (py * v("background_v") + px * v("background_u")))
+    ramp = 0.5 + 0.30 * (py * v("background_v") + px * v("background_u"))
     blocks = edge(torch.sin(px * 1.7 + 3 * v("background_u")), 0.5) * 0.6 + edge(py - v("background_v"), 0.3) * 0.4
-    amount = torch.where(kind < 0.4, ramp + 0.06 * clouds[:, :1],
-                         torch.where(kind < 0.75, 0.5 + 0.30 * clouds[:, :1], 0.15 + 0.7 * blocks + 0.08 * clouds[:, 1:]))
+    amount = torch.where(
+        kind < 0.4,
+        ramp + 0.06 * clouds[:, :1],
+        torch.where(kind < 0.75, 0.5 + 0.30 * clouds[:, :1], 0.15 + 0.7 * blocks + 0.08 * clouds[:, 1:]),
+    )
     return torch.lerp(base, other, amount.clamp(0, 1)) * (0.75 + 0.25 * v.chance("light_strength"))
 
 
 def body(px: Tensor, py: Tensor, t: SimpleNamespace, camera) -> SimpleNamespace:
-    """Neck and shoulders met by each ray: ``z`` (camera depth, very far where missed), ``normal``, ``neck`` and ``top``."""
+    """Neck and shoulders met by each ray: ``z`` (camera depth, far away where missed), ``normal`` and ``coverage``."""
     turn = 0.45 * t.yaw
     x0 = px - camera.offset[:, 0].view(-1, 1, 1, 1) - 0.10 * torch.sin(t.yaw)
     y0 = py - camera.offset[:, 1].view(-1, 1, 1, 1)
@@ -38,7 +39,9 @@ def body(px: Tensor, py: Tensor, t: SimpleNamespace, camera) -> SimpleNamespace:
     flare = 1 + 0.35 * smooth(y0, -1.15, -1.75) ** 2
     xn = (x0 + 0.06 * torch.sin(t.roll) * y0) / (radius * flare)
     depth_n = torch.sqrt((1 - xn * xn).clamp(min=0))
-    neck_z = torch.where((xn.abs() < 1) & (y0 < -0.35), -0.30 + 0.80 * radius * depth_n - 0.10 * (y0 + 1), torch.full_like(x0, -9.0))
+    neck_z = torch.where(
+        (xn.abs() < 1) & (y0 < -0.35), -0.30 + 0.80 * radius * depth_n - 0.10 * (y0 + 1), torch.full_like(x0, -9.0)
+    )
     neck_normal = torch.cat([xn, 0 * xn + 0.1, depth_n + 0.05], 1)
     ys = (y0 + 2.02) / 0.92
     xs = x0 / 1.62
@@ -47,7 +50,10 @@ def body(px: Tensor, py: Tensor, t: SimpleNamespace, camera) -> SimpleNamespace:
     shoulder_normal = torch.cat([xs / 1.62, ys / 0.86, torch.sqrt(inside.clamp(min=1e-4)) / 0.55], 1)
     front = wide > neck_z
     return SimpleNamespace(
-        z=torch.maximum(neck_z, wide), neck=~front, x=x0 - 0.3 * torch.sin(turn), y=y0,
+        z=torch.maximum(neck_z, wide),
+        neck=~front,
+        x=x0 - 0.3 * torch.sin(turn),
+        y=y0,
         normal=unit(torch.where(front, shoulder_normal, neck_normal)),
         coverage=torch.maximum(edge(inside, 0.03), (neck_z > -5).float()),
     )
@@ -108,4 +114,4 @@ def paint_glasses(picture: Tensor, hits: SimpleNamespace, t: SimpleNamespace, no
     streak = edge(0.04 - (dx + 0.8 * dy + 0.5).abs(), 0.05) * lens
     out = out + 0.05 * streak * seen
     out = torch.lerp(out, tone, 0.95 * torch.maximum(frame, bridge) * seen)
-    return torch.lerp(out, tone, 0.95 * arm * on) + 0 * rgb(0, 0, 0, picture)
+    return torch.lerp(out, tone, 0.95 * arm * on)

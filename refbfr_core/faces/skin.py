@@ -1,4 +1,4 @@
-"""Skin: colour, flush, freckles, moles, scar, wrinkles, brows and beard, painted at the map coordinates of each pixel."""
+"""Skin: colour, flush, freckles, moles, scar, wrinkles, brows and beard, painted at each pixel's map coordinates."""
 
 from __future__ import annotations
 

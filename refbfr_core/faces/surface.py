@@ -1,7 +1,7 @@
 """The shape of a drawn head: a star-shaped surface ``R(a, b)`` over the azimuthal map, with hair as extra height.
 
-A picture's surface is one small texture of radii. Rays find it by bracketing and secant steps (:mod:`.camera`); normals,
-occlusion and cast shadows are computed in the same texture, so nothing can float or show a seam.
+A picture's surface is one small texture of radii. Rays find it by bracketing and secant steps (:mod:`.camera`);
+normals, occlusion and cast shadows are computed in the same texture, so nothing can float or show a seam.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .curves import lip_curves
 from .fields import NoiseBank, bump, direction, edge, hill, look_up, map_coordinates, smooth, soft_max, unit
 from .hair import beard_cover, hair_cover
-from .curves import lip_curves
 
 
 def _ellipsoid(d: tuple[Tensor, Tensor, Tensor], centre, radii) -> Tensor:
@@ -30,9 +30,15 @@ def _ellipsoid(d: tuple[Tensor, Tensor, Tensor], centre, radii) -> Tensor:
 def _skull(d, t: SimpleNamespace) -> Tensor:
     i, m = t.i, t.masc
     width, height = i("head_width", 0.65, 0.76), i("head_height", 0.78, 0.90)
-    cranium = _ellipsoid(d, (0 * width, 0.18 + 0 * width, -0.12 + 0 * width), (width, height, i("head_depth", 0.86, 0.96)))
+    cranium = _ellipsoid(
+        d, (0 * width, 0.18 + 0 * width, -0.12 + 0 * width), (width, height, i("head_depth", 0.86, 0.96))
+    )
     jaw_w = i("jaw_width", 0.53, 0.68) + 0.025 * m
-    jaw = _ellipsoid(d, (0 * width, -0.40 + 0 * width, 0.10 + 0 * width), (jaw_w, i("jaw_length", 0.58, 0.72) + 0.02 * m, 0.60 + 0 * width))
+    jaw = _ellipsoid(
+        d,
+        (0 * width, -0.40 + 0 * width, 0.10 + 0 * width),
+        (jaw_w, i("jaw_length", 0.58, 0.72) + 0.02 * m, 0.60 + 0 * width),
+    )
     return soft_max(cranium, jaw, 0.10)
 
 
@@ -69,12 +75,17 @@ def _relief(a: Tensor, b: Tensor, t: SimpleNamespace) -> Tensor:
     h = h - 0.026 * fade * bump(a * 0, b, 0.0, lips.line, 1.0, 0.016)
     h = h - 0.030 * bump(a, b, 0.0, lips.lower_mid - 0.065, 0.17, 0.045)
     chin_b = -1.02
-    h = h + (0.055 + 0.035 * i("chin_forward") + 0.01 * m) * bump(a, b, 0.0, chin_b + 0.05, 0.17 - 0.05 * i("chin_point"), 0.13)
+    h = h + (0.055 + 0.035 * i("chin_forward") + 0.01 * m) * bump(
+        a, b, 0.0, chin_b + 0.05, 0.17 - 0.05 * i("chin_point"), 0.13
+    )
     # folds: from the nose wing to the corner of the mouth, deeper with a smile and with age
     fold_a = t.nose_w + 0.09 + (t.mouth_w + 0.06 - t.nose_w) * ((t.nose_base + 0.04 - b) / 0.42).clamp(0, 1)
-    fold = hill(((s - fold_a) / 0.035) ** 2) * smooth(b, t.mouth_b - 0.10, t.mouth_b + 0.08) * smooth(b, t.nose_base + 0.10, t.nose_base)
-    h = h - (0.002 + 0.013 * smile + 0.022 * age**1.5) * fold
-    return h
+    fold = (
+        hill(((s - fold_a) / 0.035) ** 2)
+        * smooth(b, t.mouth_b - 0.10, t.mouth_b + 0.08)
+        * smooth(b, t.nose_base + 0.10, t.nose_base)
+    )
+    return h - (0.002 + 0.013 * smile + 0.022 * age**1.5) * fold
 
 
 def _ears(a: Tensor, b: Tensor, t: SimpleNamespace) -> Tensor:
@@ -91,7 +102,8 @@ def _ears(a: Tensor, b: Tensor, t: SimpleNamespace) -> Tensor:
 class Surface:
     """Radius textures of a batch of heads.
 
-    ``skin`` and ``all`` ``(B, 1, T, T)``: radii without and with hair and beard; ``hair`` the signed distance to the hairline (positive: hair);
+    ``skin`` and ``all`` ``(B, 1, T, T)``: radii without and with hair and beard; ``hair`` the signed
+    distance to the hairline (positive: hair);
     ``normal`` and ``hair_normal`` ``(B, 3, T, T)`` unit vectors in head space; ``occlusion`` in [0, 1] (1 = open).
     """
 
@@ -105,8 +117,11 @@ class Surface:
         rise = smooth(shell.distance, -0.004, 0.11)
         thick = t.thickness * (1 + t.hair_top * smooth(b, 0.3, 1.3)) * (1 + 0.07 * shell.clump)
         over = torch.maximum(_skull(d, t) + thick, self.skin + 0.02)
-        curtain = _ellipsoid(d, (t.sway, -0.38 + 0 * t.sway, -0.15 + 0 * t.sway),
-                             (0.93 + 0.10 * t.i("hair_volume"), 1.60 + 0 * t.sway, 0.74 + 0 * t.sway)) * (1 + 0.02 * shell.clump)
+        curtain = _ellipsoid(
+            d,
+            (t.sway, -0.38 + 0 * t.sway, -0.15 + 0 * t.sway),
+            (0.93 + 0.10 * t.i("hair_volume"), 1.60 + 0 * t.sway, 0.74 + 0 * t.sway),
+        ) * (1 + 0.02 * shell.clump)
         curtain = torch.where(b < 0.9, curtain, torch.zeros_like(curtain)) * t.curtain
         over = soft_max(over, curtain, 0.05)
         floor = (-d[1]).clamp(min=1e-3)

@@ -54,7 +54,7 @@ class ToyFaces:
         """``n`` views of each person."""
         return sample_views(identities, n, seed)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def render(self, identities: Identities, views: Views, device: torch.device | str | None = None) -> Rendering:
         """Draw every view of every person.
 
@@ -62,25 +62,26 @@ class ToyFaces:
         on their neighbours; on a GPU in chunks. Raises ``ValueError`` when the two lists do not belong together.
         """
         if len(identities) != views.people:
-            raise ValueError(f"{len(identities)} identities but views of {views.people} people; "
-                             "make the views with faces.views(identities, n)")
+            raise ValueError(
+                f"{len(identities)} identities but views of {views.people} people; "
+                "make the views with faces.views(identities, n)"
+            )
         device = torch.device(device or "cpu")
         chunk = 1 if device.type == "cpu" else 64
         noise = self._noise if device.type == "cpu" else NoiseBank(device=device)
-        person = numbers_of(identities, device).vector.repeat_interleave(views.views, 0)
-        view = view_numbers_of(views, device).vector
+        owner = torch.arange(len(identities)).repeat_interleave(views.views)
+        person, view = numbers_of(identities[owner], device), view_numbers_of(views, device)
         images, masks, points = [], [], []
-        for k in range(0, len(view), chunk):
+        for k in range(0, len(owner), chunk):
             rows = slice(k, k + chunk)
-            one = traits_of(_rows(numbers_of(identities, device), person[rows]), _rows(view_numbers_of(views, device), view[rows]))
-            out = render_batch(one, noise, self.resolution, self.oversample)
+            out = render_batch(traits_of(person.rows(rows), view.rows(rows)), noise, self.resolution, self.oversample)
             images.append(out.image)
             masks.append(out.mask)
             points.append(out.landmarks)
         shape = (len(identities), views.views)
-        return Rendering(torch.cat(images).unflatten(0, shape), torch.cat(points).unflatten(0, shape),
-                         torch.cat(masks).unflatten(0, shape), identities.vector.clone())
-
-
-def _rows(numbers, vector: Tensor):
-    return type(numbers)(vector, numbers._index)
+        return Rendering(
+            torch.cat(images).unflatten(0, shape),
+            torch.cat(points).unflatten(0, shape),
+            torch.cat(masks).unflatten(0, shape),
+            identities.vector.clone(),
+        )

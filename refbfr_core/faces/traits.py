@@ -1,7 +1,7 @@
 """Traits: identity and view numbers turned into geometry, colours and choices, once per picture.
 
-Positions on the head are coordinates ``(a, b)`` of the azimuthal map (see :mod:`.fields`): ``a`` grows to the right of the
-picture, ``b`` upwards, (0, 0) is the middle of the face. Everything is a ``(B, 1, 1, 1)`` tensor; colours are
+Positions on the head are coordinates ``(a, b)`` of the azimuthal map (see :mod:`.fields`): ``a`` grows to the right of
+the picture, ``b`` upwards, (0, 0) is the middle of the face. Everything is a ``(B, 1, 1, 1)`` tensor; colours are
 ``(B, 3, 1, 1)`` in linear light.
 """
 
@@ -45,7 +45,7 @@ def rgb_row(r: float, g: float, b: float, like: Tensor) -> Tensor:
 def _skin(i: Numbers, t: SimpleNamespace) -> None:
     t.tone = i.chance("skin_tone")
     skin = _palette(MONK_SCALE, t.tone)
-    # The swatches are flat samples under white light; living skin is warmer, most visibly where it is fair or very dark.
+    # The swatches are flat samples under white light; living skin is warmer, most where it is fair or very dark.
     warmth = torch.cat([1.15 + 0.05 * i("skin_hue"), 0.81 - 0.01 * i("skin_hue"), 0.66 - 0.08 * i("skin_hue")], 1)
     t.skin = skin * warmth * 0.86 + 0.010 * (1 - t.tone) + rgb_row(0.012, 0.005, 0.002, skin) * t.tone
     t.flush = i("skin_red", 0.25, 1.0) * (1 - 0.65 * t.tone)
@@ -62,7 +62,9 @@ def _skin(i: Numbers, t: SimpleNamespace) -> None:
 def _hair(i: Numbers, t: SimpleNamespace) -> None:
     tone = i.chance("hair_tone")
     # Fair hair is kept rarer on darker skin, as in people, without excluding it.
-    tone = torch.where(t.tone > 0.45, tone * (1 - 0.75 * smooth(t.tone, 0.45, 0.8) * (i.chance("hair_warmth") > 0.12)), tone)
+    tone = torch.where(
+        t.tone > 0.45, tone * (1 - 0.75 * smooth(t.tone, 0.45, 0.8) * (i.chance("hair_warmth") > 0.12)), tone
+    )
     base = _palette(_HAIR, tone)
     grey = smooth(i.chance("hair_grey") * 0.7 + 0.75 * t.age, 0.85, 1.15)
     silver = torch.lerp(torch.full_like(base, 0.16), torch.full_like(base, 0.52), i.chance("hair_warmth"))
@@ -89,7 +91,9 @@ def _hair(i: Numbers, t: SimpleNamespace) -> None:
     t.length = pick(0.3, 0.3, 0.3, 0.35, 0.3, 0.85, 1.75, 0.5) + pick(0, 0, 0, 0, 0, 0.2, 0.35, 0.05) * i("hair_length")
     t.curtain = pick(0, 0, 0, 0, 0, 1, 1, 0)
     t.knot = pick(0, 0, 0, 0, 1, 0, 0, 0)
-    t.curl = torch.maximum(pick(0, 0, 0, 0, 0, 0, 0, 1), smooth(i("hair_wave"), 0.1, 0.9) * pick(0, 0.2, 0.7, 0.7, 0.1, 0.8, 0.9, 0))
+    t.curl = torch.maximum(
+        pick(0, 0, 0, 0, 0, 0, 0, 1), smooth(i("hair_wave"), 0.1, 0.9) * pick(0, 0.2, 0.7, 0.7, 0.1, 0.8, 0.9, 0)
+    )
     recede = smooth(i("hair_recession") * 0.6 + t.age * 1.1, 0.35, 1.2) * torch.where(male, 1.0, 0.15)
     t.top_line = 0.755 + 0.07 * i("hair_line") + 0.10 * recede
     t.temple = 0.03 + 0.22 * recede
@@ -100,8 +104,11 @@ def _hair(i: Numbers, t: SimpleNamespace) -> None:
 
     v = i.chance("beard_style")
     # beard numbers: 0 none, 1 stubble, 2 moustache, 3 goatee, 4 full
-    t.beard = torch.where(male & (t.masc > 0.1), torch.bucketize(v, torch.tensor([0.30, 0.55, 0.64, 0.78], device=v.device)),
-                          torch.zeros_like(t.style))
+    t.beard = torch.where(
+        male & (t.masc > 0.1),
+        torch.bucketize(v, torch.tensor([0.30, 0.55, 0.64, 0.78], device=v.device)),
+        torch.zeros_like(t.style),
+    )
 
     def beard(*values: float) -> Tensor:
         return torch.tensor(values, device=v.device)[t.beard]
@@ -124,7 +131,10 @@ def _features(i: Numbers, t: SimpleNamespace) -> None:
     t.nose_w, t.nose_bridge = i("nose_width", 0.115, 0.205), i("nose_bridge", 0.045, 0.085)
     t.nose_h, t.nose_tip = i("nose_height", 0.13, 0.235), i("nose_tip", 0.06, 0.105)
     t.nose_hump, t.nose_side = 0.028 * i("nose_hump"), 0.012 * i("nose_side")
-    t.mouth_b, t.mouth_w0 = -0.645 + 0.045 * i("mouth_height") - 0.3 * (t.nose_base + 0.33), i("mouth_width", 0.235, 0.345)
+    t.mouth_b, t.mouth_w0 = (
+        -0.645 + 0.045 * i("mouth_height") - 0.3 * (t.nose_base + 0.33),
+        i("mouth_width", 0.235, 0.345),
+    )
     t.lip_up, t.lip_lo = i("lip_upper", 0.026, 0.078) - 0.010 * t.age, i("lip_lower", 0.042, 0.096) - 0.012 * t.age
     t.cupid, t.mouth_corner = i("cupid_bow", 0.05, 0.45), 0.016 * i("mouth_corner")
     t.iris = _palette(_IRIS, torch.where(t.tone > 0.5, i.chance("iris_colour") * 0.28, i.chance("iris_colour")))
@@ -139,7 +149,11 @@ def _motion(v: Numbers, t: SimpleNamespace) -> None:
     t.gap = 0.10 * smooth(v("mouth_open"), 0.25, 1.0) + 0.03 * smooth(t.smile, 0.55, 0.9)
     t.teeth = v("teeth", 0.4, 1.0)
     t.brow_raise, t.brow_frown = 0.045 * v("brow_raise"), smooth(v("brow_frown"), 0.2, 1.0)
-    t.eye_open = t.eye_open0 * (1 - 0.18 * t.smile.clamp(min=0) + 0.16 * v("brow_raise")) * (1 - 0.85 * smooth(v("lids"), 0.90, 0.97))
+    t.eye_open = (
+        t.eye_open0
+        * (1 - 0.18 * t.smile.clamp(min=0) + 0.16 * v("brow_raise"))
+        * (1 - 0.85 * smooth(v("lids"), 0.90, 0.97))
+    )
     t.gaze_x, t.gaze_y = degrees(20) * v("gaze_x"), degrees(10) * v("gaze_y")
     t.mouth_w = t.mouth_w0 * (1 + 0.16 * t.smile)
     t.sway = 0.05 * v("hair_sway")

@@ -3,9 +3,14 @@
 Paper: ReF-LDM, section 3.1, with the VQGAN of Esser et al. (CVPR 2021). Latents are what comes out of the encoder
 *before* the codebook; the codebook is looked up when decoding. `patch_size` p folds p x p neighbouring latents into
 the channels, so that a U-Net sees fewer, wider pixels.
+
+A first stage with 3*q*q input channels (q > 1) takes pictures whose q x q neighbouring pixels are folded into channels:
+the toy profile saves its most expensive resolution that way. The published VQGAN has q = 1.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch.nn.functional as F
 from diffusers import VQModel
@@ -13,6 +18,16 @@ from torch import Tensor
 
 from refbfr_core.errors import ConfigError
 from refbfr_core.images import check_images, to_network
+
+
+def fold_pixels(vq: VQModel, images: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) as the first stage takes them, (B, 3*q*q, H/q, W/q); q comes from its input channels."""
+    return F.pixel_unshuffle(images, math.isqrt(vq.config.in_channels // 3))
+
+
+def unfold_pixels(vq: VQModel, decoded: Tensor) -> Tensor:
+    """Inverse of `fold_pixels` for what the first stage's decoder returns."""
+    return F.pixel_shuffle(decoded, math.isqrt(vq.config.out_channels // 3))
 
 
 def encode_latents(vq: VQModel, images: Tensor, patch_size: int = 1) -> Tensor:
@@ -34,7 +49,7 @@ def encode_latents(vq: VQModel, images: Tensor, patch_size: int = 1) -> Tensor:
     ConfigError : the latents cannot be cut into patches of p x p.
     """
     network_images = to_network(check_images(images)).to(vq.device, vq.dtype)
-    latents = vq.encode(network_images).latents * vq.config.scaling_factor
+    latents = vq.encode(fold_pixels(vq, network_images)).latents * vq.config.scaling_factor
     height, width = latents.shape[-2:]
     if height % patch_size or width % patch_size:
         raise ConfigError(
@@ -70,4 +85,4 @@ def decode_latents(vq: VQModel, latents: Tensor, patch_size: int = 1, quantize: 
             f"takes (B, {expected}, h, w); use the patch size they were encoded with."
         )
     latents = F.pixel_shuffle(latents, patch_size) / vq.config.scaling_factor
-    return vq.decode(latents, force_not_quantize=not quantize).sample
+    return unfold_pixels(vq, vq.decode(latents, force_not_quantize=not quantize).sample)
