@@ -205,18 +205,53 @@ def test_train_hands_its_options_over(cli, monkeypatch):
 
     calls = []
     training = types.ModuleType("refbfr_core.training")
-    training.run = lambda name, **options: calls.append((name, options))
+    training.run = lambda name, **options: calls.append((name, options)) or "the/export"
     monkeypatch.setitem(sys.modules, "refbfr_core.training", training)
     monkeypatch.setattr(refbfr_core, "training", training, raising=False)
     shown = cli("train", "refldm-base", "--steps", 7, "--resume", "--set", "lr=0.1", "--set", "widths=8,16")
     assert shown.exit_code == 0, shown.output
     ((name, options),) = calls
     assert name == "refldm-base"
+    assert "exported to the/export" in shown.output
     assert (options["steps"], options["resume"], options["lr"], options["widths"]) == (7, True, "0.1", "8,16")
     assert options["out"].as_posix() == "runs/refldm-base"
     wrong = cli("train", "refldm-base", "--set", "lr")
     assert wrong.exit_code == 1
     assert "KEY=VALUE" in wrong.stderr
+
+
+def test_train_names_the_nearest_recipe_and_value(cli, tmp_path):
+    assert "Did you mean 'refldm-base'?" in cli("train", "refldm-bas", "--out", tmp_path / "run").stderr
+    wrong = cli("train", "refldm-base", "--out", tmp_path / "run", "--set", "learning_rate=1")
+    assert wrong.exit_code == 1
+    assert "lr_schedule" in wrong.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_references_prints_the_table_and_fails_when_rows_failed(cli, monkeypatch, tmp_path):
+    import refbfr_core.benchmark as benchmark
+
+    class Study:
+        def __init__(self, failures):
+            self.failures = failures
+
+        def __str__(self):
+            return "the table"
+
+    for failures_, code in (([], 0), (["one"], 1)):
+        calls = []
+        monkeypatch.setattr(
+            benchmark,
+            "run_reference_study",
+            lambda *a, f=failures_, c=calls, **k: c.append((a, k)) or Study(f),
+            raising=False,
+        )
+        done = cli("evaluate", "references", "--people", 6, "--steps", 3, "--out", tmp_path)
+        assert (done.exit_code, done.stdout) == (code, "the table\n")
+        (((people, preset, count, steps, guidance, seed, out), options),) = calls
+        assert (people, preset, count, steps, guidance, seed, out) == (6, "toy-refldm-severe", 4, 3, None, 0, tmp_path)
+        assert options == {"pipeline": None, "device": None}
+    assert cli("evaluate", "references", "--people", "many").exit_code == 2
 
 
 def test_notes_and_warnings_stay_out_of_the_results(capsys):

@@ -32,6 +32,7 @@ def examine() -> list[Finding]:
         _packages,
         _extras,
         _networks,
+        _metrics,
         _photographs,
         _datasets,
         _kernel,
@@ -171,6 +172,17 @@ def _networks() -> Iterator[Finding]:
             )
 
 
+def _metrics() -> Iterator[Finding]:
+    from refbfr_core.metrics import REGISTRY, unavailable
+
+    reasons = {name: unavailable(name) for name in REGISTRY}
+    ready = [name for name, reason in reasons.items() if reason is None]
+    yield Finding("metrics", "ready", OK, ", ".join(ready))
+    for name, reason in reasons.items():
+        if reason is not None:
+            yield Finding("metrics", name, MISSING, "cannot be computed as things are", reason)
+
+
 def _photographs() -> Iterator[Finding]:
     from refbfr_core.faces.photos import HOW_TO_GET, find_packs, models_root
 
@@ -184,7 +196,10 @@ def _photographs() -> Iterator[Finding]:
 
 
 def _datasets() -> Iterator[Finding]:
-    yield Finding("datasets", "drawn faces", OK, "rendered when needed; nothing to fetch")
+    cache = os.environ.get("REFBFR_DATA") or "data"
+    yield Finding(
+        "datasets", "drawn faces", OK, f"rendered when needed, nothing to fetch; training keeps its own in {cache}"
+    )
     page = "https://github.com/ChiWeiHsiao/ref-ldm/releases/tag/0.1.0"
     yield Finding(
         "datasets",

@@ -34,19 +34,14 @@ def run(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run also what is done and unchanged.")] = False,
     notebooks: _Folder = None,
-    measured: Annotated[
-        Path | None, typer.Option(help="Also record the times in this file, e.g. docs/measured.json.")
-    ] = None,
 ) -> None:
     """Execute the notebooks in order, each in its own kernel. A series that was stopped goes on where it was."""
-    from refbfr_core.cli.series import TIMES_FILE, find_notebooks, record_times, run_series, select
+    from refbfr_core.cli.series import TIMES_FILE, find_notebooks, run_series, select
     from refbfr_core.weights.registry import check_profile
 
     check_profile(profile)
     series = select(find_notebooks(_folder(notebooks)), only or [])
     outcomes = run_series(series, out, profile=profile, force=force, report=typer.echo)
-    if measured is not None:
-        record_times(out, measured)
     fresh = [outcome for outcome in outcomes if not outcome.skipped]
     seconds = sum(outcome.seconds for outcome in fresh)
     before = len(outcomes) - len(fresh)

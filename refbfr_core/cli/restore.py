@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,6 +83,7 @@ def restore(
         raise ConfigError("--paste-back puts a face back where it was found; it needs --align.")
     aligner = _aligner(models) if aligning or models is not None else None
     pipe = load_pipeline(method, profile=profile, device=device, **({"root": weights} if weights else {}))
+    pipe.set_progress_bar_config(disable=bool(os.environ.get("CI")) or not sys.stderr.isatty())
     reader = Reader(pipe.resolution, aligner if aligning else None, int(face) if face.isdigit() else face, note)
     pictures = [reader.read(path) for path in inputs]
     references = [reader.read(path) for path in reference_files]

@@ -19,9 +19,9 @@ from typing import Any
 
 from refbfr_core.errors import ConfigError, RefbfrError, missing_extra, unknown_name
 from refbfr_core.files import output_error, write_text
+from refbfr_core.notebook.export import FIGURES_VARIABLE
 
 TIMES_FILE = "times.json"
-FIGURES_VARIABLE = "REFBFR_FIGURES"
 _PARTIAL = ".{name}.partial.ipynb"
 _KERNEL_START_SECONDS = 180  # a kernel that imports from a cold, busy disk takes its time
 
@@ -150,14 +150,6 @@ def describe_machine() -> str:
 
     gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
     return f"{platform.machine()}, {cores} CPU core{'s' if cores > 1 else ''}{gpu}, {platform.system()}"
-
-
-def record_times(out: Path, measured: Path) -> None:
-    """Copy seconds and machine of every notebook in `out` into the file `measured`; other entries there stay."""
-    known = _read_times(measured)
-    for name, entry in _read_times(out / TIMES_FILE)["notebooks"].items():
-        known["notebooks"][name] = {"seconds": entry["seconds"], "machine": entry["machine"]}
-    write_text(measured, json.dumps(known, indent=2, sort_keys=True) + "\n")
 
 
 def _execute(notebook: Notebook, result: Path, profile: str, figures: Path) -> float:

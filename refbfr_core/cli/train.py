@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,18 +15,24 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
     minutes: Annotated[float | None, typer.Option(help="Stop after this time; go on later with --resume.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu keeps a training off a GPU that is there.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of drawn faces and latents; $REFBFR_DATA, else data, if not given.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that draw faces; one a core if not given.")] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; may be repeated."),
     ] = None,
 ) -> None:
-    """Train one network. Several processes: accelerate launch -m refbfr_core.cli train NAME ..."""
+    """Train one network and export it. Several processes: accelerate launch -m refbfr_core.cli train NAME ..."""
     from refbfr_core.training import run
 
-    options = dict(_pair(change) for change in changes or [])
+    options: dict[str, Any] = dict(_pair(change) for change in changes or [])
     if steps is not None:
         options["steps"] = steps
-    run(name, out=out or Path("runs") / name, resume=resume, minutes=minutes, device=device, **options)
+    place = out or Path("runs") / name
+    folder = run(name, out=place, data=data, resume=resume, minutes=minutes, device=device, workers=workers, **options)
+    typer.echo(f"exported to {folder}")
 
 
 def _pair(change: str) -> tuple[str, str]:
