@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= build/workbook
+STUDY ?= build/reference-study
 PROFILE ?= toy
 STARTED := $(shell date +%s)
 
@@ -18,8 +19,8 @@ help:
 	@echo "make test       set up and run all checks and tests"
 	@echo "make lab        set up and open the notebooks in JupyterLab"
 	@echo "make benchmark  set up and measure how fast the rooms are on this machine"
-	@echo "make figures    set up and draw the picture and the table of this README again"
-	@echo "make times      write the times measured by the last make workbook into this README"
+	@echo "make figures    set up and measure what references give on unseen people: table and picture, into $(STUDY)"
+	@echo "make times      write the measured times of the notebooks into the README"
 	@echo "make lock       find exact versions anew (for maintainers)"
 	@echo "make clean      remove what runs have built; the environment stays"
 
@@ -41,13 +42,15 @@ lab: $(READY)
 	$(BIN)/jupyter lab notebooks
 
 benchmark: $(READY)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python benchmarks/run.py
 
 figures: $(READY)
-	$(BIN)/refbfr evaluate references
+	$(BIN)/refbfr evaluate references --out $(STUDY)
+	@echo "The picture is $(STUDY)/grid.png, the table $(STUDY)/table.txt."
 
 times: $(READY)
-	$(BIN)/python docs/times.py $(OUT)/times.json
+	$(BIN)/refbfr notebooks run --out $(OUT) --profile $(PROFILE) --measured docs/measured.json
+	$(BIN)/python docs/times.py
 
 # The stamp is written last, so an interrupted set-up is taken up again and a finished one costs nothing.
 $(READY): requirements.lock pyproject.toml
