@@ -1,14 +1,12 @@
-"""Write the measured times of the notebooks into docs/measured.json and into the table of README.md.
+"""Write the table of notebooks in README.md, with the times in docs/measured.json; `make times` calls it.
 
-`python docs/times.py build/workbook/times.json` takes them from the record a run of the series left; without an
-argument only the table is written anew from docs/measured.json. No time in the README is typed by hand.
+The times come from `refbfr notebooks run --measured docs/measured.json`. No time in the README is typed by hand.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,17 +47,12 @@ def with_table(readme: str, new: str) -> str:
     return _TABLE.sub(lambda found: found[1] + new + found[2], readme)
 
 
-def main(arguments: list[str]) -> None:
-    """Take over newly measured times, if a record of them is named, and write the table."""
+def main() -> None:
+    """Write the table."""
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))["notebooks"] if MEASURED.is_file() else {}
-    if arguments:
-        for name, entry in json.loads(Path(arguments[0]).read_text(encoding="utf-8"))["notebooks"].items():
-            measured[name] = {"seconds": entry["seconds"], "machine": entry["machine"]}
-        text = json.dumps({"notebooks": measured}, indent=2, sort_keys=True) + "\n"
-        MEASURED.write_text(text, encoding="utf-8")
     readme = README.read_text(encoding="utf-8")
     README.write_text(with_table(readme, table(ROOT / "notebooks", measured)), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
