@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 import typer
@@ -37,6 +38,8 @@ def _shared(
     ] = False,
 ) -> None:
     """Options in front of every command; `PlainFailures` reads --debug."""
+    # diffusers imports bitsandbytes where it is installed, which then warns about kernels nobody here asked for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 app.command("doctor")(doctor.doctor)
