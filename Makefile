@@ -29,13 +29,13 @@ workbook: $(READY)
 	@echo "Open $(OUT)/00_start_here.ipynb, or run make lab. $$(( $$(date +%s) - $(STARTED) )) s, set-up included."
 
 # The guard on PYTHONPATH refuses every connection to another machine, in the tests and in the kernels of the notebooks.
-test: export PYTHONPATH := $(CURDIR)/tests/offline
-test: export REFBFR_FIGURES := $(CURDIR)/build/test-figures
+# It stands in the lines that need it, because what is exported for a target also reaches the set-up before it.
+GUARDED := PYTHONPATH="$(CURDIR)/tests/offline" REFBFR_FIGURES="$(CURDIR)/build/test-figures"
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q
-	$(BIN)/python -m pytest -q --nbmake notebooks
+	$(GUARDED) $(BIN)/python -m pytest -q
+	$(GUARDED) $(BIN)/python -m pytest -q --nbmake notebooks
 	@echo "All checks passed. $$(( $$(date +%s) - $(STARTED) )) s, set-up included."
 
 lab: $(READY)
