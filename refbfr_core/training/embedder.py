@@ -67,6 +67,7 @@ class EmbedderTask:
         self.recipe = recipe
         self.images, self.val = train.images, val
         self.facts: dict[str, Any] = {"people": len(self.images), "faces": train.folder.name}
+        self.memory: dict[str, Tensor] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self.network = FaceEmbedder(recipe.widths, recipe.blocks, recipe.embedding, dropout=recipe.dropout)

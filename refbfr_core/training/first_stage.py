@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from refbfr_core.degradation import Degradation
 from refbfr_core.faces.dataset import FaceCache
 from refbfr_core.images import from_network, to_network
+from refbfr_core.models.first_stage import fold_pixels, unfold_pixels
 from refbfr_core.training.codebook import kmeans, nearest
 from refbfr_core.training.data import degrade_some, pictures, random_crops, share_of
 from refbfr_core.training.loop import Batch, Metrics, TrainingState
@@ -40,7 +41,7 @@ class Autoencoder(nn.Module):
         self.vq = vq
 
     def forward(self, images: Tensor, quantise: bool, noise: float) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        latents = self.vq.encode(images).latents.float()
+        latents = self.vq.encode(fold_pixels(self.vq, images)).latents.float()
         if quantise:
             mixed, codebook_loss, (_, _, chosen) = self.vq.quantize(latents)
         else:
@@ -48,7 +49,7 @@ class Autoencoder(nn.Module):
             mixed = latents + noise * spread * torch.randn_like(latents)
             # Keeps the unused codebook in the graph: data-parallel training wants a gradient for every parameter.
             codebook_loss, chosen = 0.0 * self.vq.quantize.embedding.weight.sum(), None
-        return self.vq.decode(mixed, force_not_quantize=True).sample, codebook_loss, latents, chosen
+        return unfold_pixels(self.vq, self.vq.decode(mixed, force_not_quantize=True).sample), codebook_loss, latents, chosen
 
 
 class FirstStageTask:
@@ -58,14 +59,14 @@ class FirstStageTask:
         self.recipe = recipe
         self.images, self.val = train.images, val
         self.facts: dict[str, Any] = {"people": len(self.images), "faces": train.folder.name}
+        # How often each code was chosen since the last look; each process counts its own share of the batches.
+        self.memory = {"used": torch.zeros(recipe.codes)}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self.network = make_first_stage(recipe)
         self.module = Autoencoder(self.network)
         self.degradation = Degradation.preset(recipe.degradation)
         self.codebook_step = round(recipe.unquantised * recipe.steps)
-        # Counts how often a code was chosen since the last restart; part of the module so that checkpoints carry it.
-        self.module.register_buffer("used", torch.zeros(recipe.codes))
 
     def batch(self, step: int, rank: int, world: int) -> Batch:
         """Random crops (b, 3, crop, crop) in [-1, 1], a few of them ruined."""
@@ -82,7 +83,7 @@ class FirstStageTask:
         quantise = step >= self.codebook_step
         restored, codebook_loss, latents, chosen = module(images, quantise, recipe.latent_noise)
         if chosen is not None:
-            self.module.used.index_add_(0, chosen.flatten(), torch.ones_like(chosen.flatten(), dtype=torch.float32))
+            self.memory["used"] += torch.bincount(chosen.flatten(), minlength=recipe.codes).cpu()
         error = restored.float() - images
         squared = error.square().mean()
         total = (
@@ -103,14 +104,16 @@ class FirstStageTask:
             self._set_codes(kmeans(vectors, recipe.codes, generator(recipe.seed, 17)), state)
             state.average.copy_from(self.network)
         elif step > self.codebook_step and (step - self.codebook_step) % recipe.restart_every == 0:
-            used = reduce(self.module.used.clone(), "sum") if state.accelerator.num_processes > 1 else self.module.used
+            used = self.memory["used"].to(state.accelerator.device)
+            if state.accelerator.num_processes > 1:
+                used = reduce(used.clone(), "sum")
             # Late restarts would leave codes without time to settle.
             if step < 0.8 * recipe.steps and bool((used == 0).any()):
                 dead = (used == 0).nonzero().squeeze(1)
                 codes = self.network.quantize.embedding.weight.detach().clone()
                 codes[dead] = self._sample_latents(max(len(dead), 256), step, state)[: len(dead)]
                 self._set_codes(codes, state, dead)
-            self.module.used.zero_()
+            self.memory["used"].zero_()
 
     def evaluate(self, network: nn.Module) -> dict[str, float]:
         """PSNR in dB with and without the codebook, share of codes in use and spread of latents, on unseen people."""
@@ -137,7 +140,7 @@ class FirstStageTask:
         while sum(map(len, gathered)) < count:
             people = draws.integers(0, len(self.images), 16)
             x = pictures(self.images, people, draws.integers(0, self.recipe.views, 16))
-            latents = self.network.encode(to_network(x).to(self.network.device)).latents.float()
+            latents = self.network.encode(fold_pixels(self.network, to_network(x).to(self.network.device))).latents.float()
             vectors = latents.permute(0, 2, 3, 1).flatten(0, 2)
             gathered.append(vectors[torch.from_numpy(draws.permutation(len(vectors))[: len(vectors) // 4])])
         self.network.train()
@@ -163,6 +166,8 @@ def make_first_stage(recipe: FirstStageRecipe) -> VQModel:
     """A stock VQModel that halves the picture ``len(widths) - 1`` times, without attention."""
     levels = len(recipe.widths)
     network = VQModel(
+        in_channels=3 * recipe.pixel_fold**2,
+        out_channels=3 * recipe.pixel_fold**2,
         block_out_channels=recipe.widths,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
@@ -192,7 +197,7 @@ def spread_penalty(latents: Tensor) -> Tensor:
 @torch.no_grad()
 def encode_validation(network: nn.Module, val: FaceCache) -> Tensor:
     """Unscaled latents of the validation pictures, (n, C, h, w) on the CPU."""
-    return torch.cat([network.encode(to_network(x).to(network.device)).latents.float().cpu() for x in _validation(val)])
+    return torch.cat([network.encode(fold_pixels(network, to_network(x).to(network.device))).latents.float().cpu() for x in _validation(val)])
 
 
 @torch.no_grad()
@@ -200,11 +205,11 @@ def first_stage_report(network: nn.Module, val: FaceCache) -> dict[str, float]:
     """PSNR of the reconstructions (mean over pictures of the dB value), quantised and not, and use of the codebook."""
     quantised, plain, chosen = [], [], []
     for x in _validation(val):
-        latents = network.encode(to_network(x).to(network.device)).latents
+        latents = network.encode(fold_pixels(network, to_network(x).to(network.device))).latents
         codes = nearest(latents.permute(0, 2, 3, 1).flatten(0, 2).float(), network.quantize.embedding.weight.float())
         chosen.append(codes.cpu())
         for free, into in ((False, quantised), (True, plain)):
-            restored = from_network(network.decode(latents, force_not_quantize=free).sample.float().cpu())
+            restored = from_network(unfold_pixels(network, network.decode(latents, force_not_quantize=free).sample.float().cpu()))
             into.append(-10 * torch.log10((restored - x).square().mean((1, 2, 3))))
     used = torch.cat(chosen).unique()
     return {

@@ -21,6 +21,8 @@ from refbfr_core.training.latents import LatentCache
 from refbfr_core.training.loop import Task, make_accelerator, train
 from refbfr_core.training.recipes import EmbedderRecipe, FirstStageRecipe, Recipe, RefLDMRecipe, recipe
 from refbfr_core.training.records import CHECKPOINT, load_checkpoint
+from refbfr_core.training.refldm import RefLDMTask
+
 
 DATA_VARIABLE = "REFBFR_DATA"
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -43,13 +43,15 @@ class Task(Protocol):
     """What the loop needs to know about a training.
 
     ``module`` is optimised; ``network``, a part of it or the same, is averaged, evaluated and saved. ``facts`` are plain
-    values that a continued run must find again (how many people there were, digests of other networks it uses).
+    values that a continued run must find again (how many people there were, digests of other networks it uses), ``memory``
+    tensors outside the module that it must get back.
     """
 
     recipe: Recipe
     module: nn.Module
     network: nn.Module
     facts: dict[str, Any]
+    memory: dict[str, Tensor]
 
     def batch(self, step: int, rank: int, world: int) -> Batch:
         """This process's share of the batch of a step, on the CPU: a function of the recipe's seed and the arguments."""
@@ -79,9 +81,7 @@ class TrainingState:
 
 def make_accelerator(recipe: Recipe, device: str | None = None) -> Accelerator:
     """Accelerator for a recipe; ``device="cpu"`` keeps a training off a GPU that is there."""
-    # Buffers (batch norm statistics, counts) stay each process's own; those of the first are averaged and saved.
-    parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
-    accelerator = Accelerator(mixed_precision=recipe.precision, cpu=device == "cpu", kwargs_handlers=[parallel])
+    accelerator = Accelerator(mixed_precision=recipe.precision, cpu=device == "cpu")
     if recipe.batch % accelerator.num_processes:
         raise ConfigError(f"batch={recipe.batch} cannot be shared by {accelerator.num_processes} processes; use a multiple.")
     return accelerator
@@ -194,7 +194,7 @@ def _step(task: Task, wrapped: nn.Module, optimizer: Any, accelerator: Accelerat
     norm = accelerator.clip_grad_norm_(wrapped.parameters(), recipe.clip)
     if not bool(torch.isfinite(norm)):
         raise TrainingDivergedError(
-            f"the gradient at step {step} is {float(norm)} (loss {float(loss):.4g}); lower lr={recipe.lr}, or use precision='no'. "
+            f"the gradient at step {step} is {float(norm)} (loss {float(loss.detach()):.4g}); lower lr={recipe.lr}, or use precision='no'. "
             "The last checkpoint is untouched."
         )
     optimizer.step()
@@ -218,6 +218,7 @@ def _snapshot(task: Task, optimizer: Any, average: AveragedWeights, step: int, s
         "seconds": seconds,
         "recipe": as_dict(task.recipe),
         "facts": task.facts,
+        "memory": task.memory,
         "module": task.module.state_dict(),
         "average": average.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -229,6 +230,8 @@ def _restore(state: dict[str, Any], task: Task, optimizer: Any, average: Average
     if state["facts"] != task.facts:
         raise ConfigError(f"the checkpoint was made with {state['facts']}, now there is {task.facts}; use the same data.")
     task.module.load_state_dict(state["module"])
+    for key, value in state["memory"].items():
+        task.memory[key].copy_(value)
     average.load_state_dict(state["average"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"]), float(state["seconds"])

@@ -103,7 +103,7 @@ class FirstStageRecipe(Recipe):
     """VQGAN first stage without a discriminator: unquantised with noisy latents, then k-means codes, then quantised.
 
     `unquantised` is the share of the steps before the codebook is made; `latent_noise` the noise in units of the latents'
-    own spread meanwhile; `crop` the side of the training crops; `lq_share` the share of degraded pictures among them.
+    own spread meanwhile; `pixel_fold` pixels a side go into channels at the door; `crop` the side of the training crops; `lq_share` the share of degraded pictures among them.
     """
 
     network: str = "refldm-vq"
@@ -113,7 +113,8 @@ class FirstStageRecipe(Recipe):
     warmup: int = 50
     weight_decay: float = 0.0
     ema: float = 0.995
-    widths: tuple[int, ...] = (24, 48, 96)
+    widths: tuple[int, ...] = (64, 96)
+    pixel_fold: int = 2
     layers: int = 1
     latent_channels: int = 4
     groups: int = 8

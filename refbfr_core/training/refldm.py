@@ -39,6 +39,7 @@ class RefLDMTask:
             raise ConfigError(f"{len(recipe.reference_counts) - 1} references and a target do not fit {self.views} views.")
         self.schedule = make_schedule(recipe.schedule)
         self.facts: dict[str, Any] = {"people": people, "latents": train.folder.name}
+        self.memory: dict[str, Tensor] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self.network = make_denoiser(recipe, channels=self.clean.shape[3], size=self.clean.shape[4])
