@@ -62,3 +62,24 @@ def test_wrong_shapes_and_ranges(vq):
         encode_latents(vq, torch.rand(1, 3, 16, 16), patch_size=3)
     with pytest.raises(ConfigError, match=r"takes \(B, 16, h, w\)"):
         decode_latents(vq, torch.zeros(1, 4, 8, 8), patch_size=2)
+    with pytest.raises(ConfigError, match="4 channels takes no RGB pictures"):
+        encode_latents(VQModel(in_channels=4), torch.rand(1, 3, 16, 16))
+
+
+def test_a_first_stage_may_take_folded_pixels():
+    folded = VQModel(
+        in_channels=12,
+        out_channels=12,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        norm_num_groups=8,
+        scaling_factor=1.0,
+    ).eval()
+    images = torch.rand(1, 3, 16, 16)
+    latents = encode_latents(folded, images)
+    assert latents.shape == (1, 3, 4, 4)
+    decoded = decode_latents(folded, latents, quantize=False)
+    assert decoded.shape == images.shape
+    # Every second pixel of a channel is a channel of its own, row by row.
+    assert torch.equal(decoded[:, :, 1::2, 0::2], folded.decode(latents, force_not_quantize=True).sample[:, 2::4])

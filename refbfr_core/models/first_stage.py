@@ -22,12 +22,12 @@ from refbfr_core.images import check_images, to_network
 
 def fold_pixels(vq: VQModel, images: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) as the first stage takes them, (B, 3*q*q, H/q, W/q); q comes from its input channels."""
-    return F.pixel_unshuffle(images, math.isqrt(vq.config.in_channels // 3))
+    return F.pixel_unshuffle(images, _pixels_a_side(vq.config.in_channels))
 
 
 def unfold_pixels(vq: VQModel, decoded: Tensor) -> Tensor:
     """Inverse of `fold_pixels` for what the first stage's decoder returns."""
-    return F.pixel_shuffle(decoded, math.isqrt(vq.config.out_channels // 3))
+    return F.pixel_shuffle(decoded, _pixels_a_side(vq.config.out_channels))
 
 
 def encode_latents(vq: VQModel, images: Tensor, patch_size: int = 1) -> Tensor:
@@ -86,3 +86,11 @@ def decode_latents(vq: VQModel, latents: Tensor, patch_size: int = 1, quantize: 
         )
     latents = F.pixel_shuffle(latents, patch_size) / vq.config.scaling_factor
     return unfold_pixels(vq, vq.decode(latents, force_not_quantize=not quantize).sample)
+
+
+def _pixels_a_side(channels: int) -> int:
+    """q for a first stage of 3*q*q channels."""
+    q = math.isqrt(channels // 3)
+    if q < 1 or 3 * q * q != channels:
+        raise ConfigError(f"a first stage of {channels} channels takes no RGB pictures; use 3, 12 or 27 (3*q*q).")
+    return q
