@@ -17,7 +17,7 @@ from PIL import Image
 
 from refbfr_core.errors import ConfigError, ImageContractError
 from refbfr_core.notebook import blank_figure, compare, frame_strip, histograms, image_grid, paths, scatter
-from refbfr_core.notebook.encoding import jpeg_bytes, require_alt, side_by_side, to_pixels
+from refbfr_core.notebook.encoding import jpeg_bytes, png_bytes, require_alt, side_by_side, to_pixels
 from refbfr_core.notebook.frames import evenly_spaced
 
 ALT = "A plain test picture: red on the left, blue on the right."
@@ -89,6 +89,16 @@ def test_still_picture_has_all_tiles_and_shortens_long_labels():
     sheet = np.asarray(side_by_side(tiles, ["a very long label that cannot fit over so small a tile", "b"]))
     assert sheet.shape[1] == 64 + 4 + 64
     assert sheet[40, 5].tolist() == [255, 0, 0] and sheet[40, 60].tolist() == [0, 0, 255]
+
+
+def test_palette_keeps_flat_colours_and_stays_close_elsewhere():
+    picture = torch.cat([torch.ones(3, 64, 32), torch.zeros(3, 64, 32), noise(64)], dim=2)
+    pixels = to_pixels(picture)
+    small = np.asarray(Image.open(io.BytesIO(png_bytes(Image.fromarray(pixels), full_colour_up_to=0))).convert("RGB"))
+    assert (small[:, :32] >= 253).all() and (small[:, 32:64] <= 2).all()
+    assert np.abs(small.astype(int) - pixels).mean() < 12
+    exact = np.asarray(Image.open(io.BytesIO(png_bytes(Image.fromarray(pixels), full_colour_up_to=10**6))))
+    assert (exact == pixels).all()
 
 
 @pytest.mark.parametrize("alt", [None, "", "   ", "figure", 3])

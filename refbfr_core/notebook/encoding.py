@@ -91,10 +91,22 @@ def jpeg_bytes(pixels: np.ndarray, *, longest: int = 512, max_bytes: int = 60_00
         longest = int(max(image.size) * 0.75)
 
 
-def png_bytes(image: Image.Image) -> bytes:
-    """Return a PNG of a Pillow image, without a time stamp, so that the same pixels give the same bytes."""
+def png_bytes(image: Image.Image, *, full_colour_up_to: int = 60_000) -> bytes:
+    """Return a PNG: in full colour if it fits in so many bytes, else with the 256 colours that suit it best.
+
+    A plot has few colours and loses nothing visible with a palette, but takes a third of the space. A face may lose a
+    few grey levels; a PNG is only the still version beside a JPEG there. The same pixels give the same bytes.
+    """
+    from PIL import Image as Pillow
+
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    image.convert("RGB").save(buffer, "PNG", optimize=True)
+    if buffer.tell() <= full_colour_up_to:
+        return buffer.getvalue()
+    buffer = io.BytesIO()
+    # One round of k-means keeps flat areas exact, above all the white of the page, which median cut alone shifts.
+    palette = image.convert("RGB").quantize(256, Pillow.Quantize.MEDIANCUT, kmeans=1, dither=Pillow.Dither.NONE)
+    palette.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 
 from refbfr_core.errors import ConfigError, OutputError, unknown_name
 from refbfr_core.files import write_bytes, write_text
-from refbfr_core.notebook.encoding import base64_text, require_alt
+from refbfr_core.notebook.encoding import base64_text, png_bytes, require_alt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL import Image
 
 FIGURES_VARIABLE = "REFBFR_FIGURES"
-_RESOLUTIONS = (110, 95, 80, 65)
+_RESOLUTIONS = (100, 88, 76, 64, 52)
 _KINDS = {"png": "image/png", "jpg": "image/jpeg"}
 _PACKAGES = ("refbfr_core", "torch", "diffusers", "numpy", "matplotlib", "pillow", "opencv-python-headless")
 
@@ -47,7 +48,7 @@ class Picture:
         return f"Picture({len(self.data)} bytes of {self.kind}{where}: {self.alt})"
 
 
-def show(figure: Figure, *, alt: str, kind: str = "png", max_bytes: int = 160_000) -> Picture:
+def show(figure: Figure, *, alt: str, kind: str = "png", max_bytes: int = 80_000) -> Picture:
     """Return a matplotlib figure as a small picture with alternative text, for display only.
 
     Parameters
@@ -55,7 +56,7 @@ def show(figure: Figure, *, alt: str, kind: str = "png", max_bytes: int = 160_00
     figure : for example from `image_grid` or `blank_figure`.
     alt : one sentence for readers who do not see the picture.
     kind : "png" for plots, "jpg" for grids of faces, which are several times smaller that way.
-    max_bytes : bound on the encoded size; the resolution is lowered step by step (110 to 65 dots per inch) to keep it.
+    max_bytes : bound on the encoded size; the resolution is lowered step by step (100 to 52 dots per inch) to keep it.
 
     Raises
     ------
@@ -73,7 +74,7 @@ def save_figure(
     settings: Mapping[str, object],
     kind: str = "png",
     folder: str | Path | None = None,
-    max_bytes: int = 160_000,
+    max_bytes: int = 80_000,
 ) -> Picture:
     """Write a figure and its provenance, and return it for display.
 
@@ -160,28 +161,29 @@ def versions() -> dict[str, str]:
 
 
 def _encode(figure: Figure, kind: str, max_bytes: int) -> bytes:
+    from PIL import Image
+
     if kind not in _KINDS:
         raise unknown_name("figure kind", kind, _KINDS)
-    smallest = 0
+    size = 0
     for resolution in _RESOLUTIONS:
         buffer = io.BytesIO()
-        if kind == "png":
-            figure.savefig(buffer, format="png", dpi=resolution, facecolor="white", pil_kwargs={"optimize": True})
-        else:
-            figure.savefig(
-                buffer,
-                format="jpg",
-                dpi=resolution,
-                facecolor="white",
-                pil_kwargs={"quality": 88, "subsampling": 0},
-            )
-        smallest = buffer.tell()
-        if smallest <= max_bytes:
-            return buffer.getvalue()
+        figure.savefig(buffer, format="png", dpi=resolution, facecolor="white")
+        drawn = Image.open(buffer).convert("RGB")
+        data = png_bytes(drawn, full_colour_up_to=0) if kind == "png" else _jpeg(drawn)
+        size = len(data)
+        if size <= max_bytes:
+            return data
     raise ConfigError(
-        f"the figure takes {smallest:,} bytes at {_RESOLUTIONS[-1]} dots per inch, more than max_bytes={max_bytes:,}. "
+        f"the figure takes {size:,} bytes at {_RESOLUTIONS[-1]} dots per inch, more than max_bytes={max_bytes:,}. "
         "Use kind='jpg' for pictures, draw fewer cells, or raise max_bytes."
     )
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85, subsampling=0)
+    return buffer.getvalue()
 
 
 def _as_json(sidecar: dict, name: str) -> str:

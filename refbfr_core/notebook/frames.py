@@ -123,8 +123,8 @@ def frame_strip(
     *,
     alt: str,
     width: int = 320,
-    still_frames: int = 6,
-    max_bytes: int = 200_000,
+    still_frames: int = 5,
+    max_bytes: int = 60_000,
 ) -> FrameStrip:
     """Make a strip of frames.
 
@@ -163,7 +163,10 @@ def frame_strip(
         )
     encoded = tuple(jpeg_bytes(picture, longest=256, max_bytes=max_bytes // count) for picture in pixels)
     chosen = evenly_spaced(count, still_frames)
-    still = png_bytes(side_by_side([pixels[i] for i in chosen], [str(labels[i]) for i in chosen], longest=112))
+    still = png_bytes(
+        side_by_side([pixels[i] for i in chosen], [str(labels[i]) for i in chosen], longest=96),
+        full_colour_up_to=max_bytes // 2,
+    )
     return FrameStrip(encoded, tuple(str(label) for label in labels), still, text, width)
 
 

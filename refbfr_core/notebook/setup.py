@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,8 @@ def start(notebook: str, *, profile: str = "toy", seed: int = 0, device: str | N
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ConfigError(f"seed={seed!r}; expected a whole number from 0 upwards.")
     chosen = pick_device(device)
+    # A library that others bring along warns about kernels nobody here uses; the line would stand in every notebook.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     use_style()
     found = versions()
     packages = ", ".join(f"{name} {found[name]}" for name in ("python", "torch", "diffusers") if name in found)

@@ -38,7 +38,6 @@ def plot_settings() -> dict[str, object]:
         "legend.frameon": False,
         "lines.markersize": 4,
         "lines.linewidth": 1.5,
-        "savefig.dpi": 110,
         "xtick.labelsize": 8,
         "ytick.labelsize": 8,
     }
