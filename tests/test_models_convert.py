@@ -163,8 +163,9 @@ def test_another_configuration_does_not_fit(converter, prefix):
         converter(authors_state(converter), num_res_blocks=2)
 
 
-def test_the_network_owns_its_tensors_in_float32():
-    state = {key: tensor.to(torch.float16) for key, tensor in authors_state(convert_unet).items()}
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_network_owns_its_tensors_in_float32(dtype):
+    state = {key: tensor.to(dtype) for key, tensor in authors_state(convert_unet).items()}
     unet = convert_unet(state)
     before = unet.conv_in.weight.clone()
     state["input_blocks.0.0.weight"].zero_()
