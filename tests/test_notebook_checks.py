@@ -8,7 +8,6 @@ import torch
 
 from refbfr_core.errors import ConfigError
 from refbfr_core.notebook import (
-    bootstrap_interval,
     check,
     check_above,
     check_below,
@@ -64,30 +63,13 @@ def test_bounds():
             failing()
 
 
-def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
-    generator = np.random.default_rng(0)
-    covered = sum(
-        interval.low <= 0.3 <= interval.high
-        for interval in (bootstrap_interval(generator.normal(0.3, 1.0, 60), resamples=400, seed=i) for i in range(200))
-    )
-    assert 180 <= covered <= 199
-
-
-def test_bootstrap_interval_is_repeatable_and_refuses_too_little():
-    values = np.arange(10.0)
-    assert bootstrap_interval(values, seed=1) == bootstrap_interval(torch.tensor(values), seed=1)
-    assert bootstrap_interval(values).mean == 4.5
-    with pytest.raises(ConfigError, match="too few"):
-        bootstrap_interval([1.0, 2.0])
-    with pytest.raises(ConfigError, match="2 of 6 values are not finite"):
-        bootstrap_interval([1, 2, 3, 4, np.nan, np.inf])
-    with pytest.raises(ConfigError, match="level"):
-        bootstrap_interval(values, level=95)
-
-
 def test_interval_check_looks_at_the_lower_end():
     values = np.random.default_rng(0).normal(0.5, 0.5, 50)
     interval = check_interval_above(values, 0.2, "right − wrong")
     assert 0.2 < interval.low < interval.mean
     with pytest.raises(AssertionError, match="must lie above"):
         check_interval_above(values, interval.mean - 0.01, "right − wrong")
+    with pytest.raises(ConfigError):
+        check_interval_above([0.5], 0.0, "one value has no interval")
+    with pytest.raises(ConfigError, match="not finite"):
+        check_interval_above([0.5, 0.6, float("nan")], 0.0, "a failed row")

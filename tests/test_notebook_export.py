@@ -21,7 +21,6 @@ from refbfr_core.notebook import (
     figures_folder,
     image_grid,
     measured_time,
-    reported,
     save_figure,
     show,
     start,
@@ -199,17 +198,3 @@ def test_table_refuses_bad_rows(rows):
         table(rows, caption="c")
     with pytest.raises(ConfigError, match="caption"):
         table([{"a": 1}], caption=" ")
-
-
-def test_reported_finds_exactly_one_value():
-    import pandas as pd
-
-    rows = [("P", "a", "IDS", 0.5), ("P", "b", "IDS", 0.6), ("P", "b", "IDS", 0.6), ("P", "b", "FID", 30.0)]
-    published = pd.DataFrame(rows, columns=["paper", "method", "metric", "value"])
-    assert reported(published, method="b", metric="IDS") == 0.6
-    with pytest.raises(ConfigError, match="2 different values"):
-        reported(published, metric="IDS")
-    with pytest.raises(ConfigError, match="0 published rows"):
-        reported(published, method="c")
-    with pytest.raises(UnknownNameError, match="'method'"):
-        reported(published, methods="a")

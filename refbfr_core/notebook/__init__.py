@@ -3,8 +3,6 @@ functions that need them.
 """
 
 from refbfr_core.notebook.checks import (
-    Interval,
-    bootstrap_interval,
     check,
     check_above,
     check_below,
@@ -19,21 +17,19 @@ from refbfr_core.notebook.plots import histograms, paths, scatter
 from refbfr_core.notebook.setup import Session, measured_time, start
 from refbfr_core.notebook.slider import Comparison, compare
 from refbfr_core.notebook.style import ARM_COLOURS, COLOURS, LINE_STYLES, use_style
-from refbfr_core.notebook.tables import Table, beside_paper, reported, table
+from refbfr_core.notebook.tables import Table, beside_paper, table
 
 __all__ = [
     "ARM_COLOURS",
     "COLOURS",
     "Comparison",
     "FrameStrip",
-    "Interval",
     "LINE_STYLES",
     "Picture",
     "Session",
     "Table",
     "beside_paper",
     "blank_figure",
-    "bootstrap_interval",
     "check",
     "check_above",
     "check_below",
@@ -47,7 +43,6 @@ __all__ = [
     "image_grid",
     "measured_time",
     "paths",
-    "reported",
     "save_figure",
     "scatter",
     "show",

@@ -5,7 +5,6 @@ hold.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,51 +14,9 @@ from refbfr_core.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from refbfr_core.metrics import Interval
+
     Values = float | np.ndarray | torch.Tensor | list[float]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its bootstrap interval over `count` values."""
-
-    low: float
-    mean: float
-    high: float
-    count: int
-    level: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.3f} ({self.level:.0%} interval {self.low:+.3f} to {self.high:+.3f}, n = {self.count})"
-
-
-def bootstrap_interval(values: Values, *, level: float = 0.95, resamples: int = 4000, seed: int = 0) -> Interval:
-    """Return the mean of `values` and its percentile bootstrap interval (Efron 1979).
-
-    Parameters
-    ----------
-    values : one number for each person or picture; for a comparison of two methods, the paired differences.
-    level : coverage of the interval, between 0 and 1. resamples : how many times the values are drawn again, with
-        replacement.
-    seed : makes the drawing repeatable.
-
-    Raises
-    ------
-    ConfigError : fewer than 5 values, values that are not finite, or a level outside (0, 1).
-    """
-    numbers = _as_array(values).ravel()
-    if numbers.size < 5:
-        raise ConfigError(f"{numbers.size} values are too few for an interval; measure at least 5.")
-    if not np.isfinite(numbers).all():
-        raise ConfigError(
-            f"{(~np.isfinite(numbers)).sum()} of {numbers.size} values are not finite; "
-            "leave failed rows out, and count them."
-        )
-    if not 0 < level < 1:
-        raise ConfigError(f"level={level}; choose a coverage between 0 and 1, for example 0.95.")
-    generator = np.random.default_rng(seed)
-    means = np.array([numbers[generator.integers(0, numbers.size, numbers.size)].mean() for _ in range(resamples)])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(numbers.mean()), float(high), int(numbers.size), level)
 
 
 def check(condition: object, message: str, **measured: float) -> None:
@@ -114,10 +71,13 @@ def check_interval_above(
 ) -> Interval:
     """Require that the whole bootstrap interval of the mean of `values` lies above `threshold`; return the interval.
 
-    `values` are usually paired differences, one for each person: the same input, the same noise, two arms.
+    `values` are usually paired differences, one for each person: the same input, the same noise, two arms. For what is
+    refused as too few or not finite see `refbfr_core.metrics.mean_interval`.
     """
-    interval = bootstrap_interval(values, level=level, seed=seed)
-    _report(interval.low > threshold, message, f"{interval}, must lie above {threshold:+.3f}")
+    from refbfr_core.metrics import mean_interval
+
+    interval = mean_interval(_as_array(values).ravel(), level=level, seed=seed)
+    _report(interval.above(threshold), message, f"{interval}, must lie above {threshold:+.3f}")
     return interval
 
 

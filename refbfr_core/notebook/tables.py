@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from refbfr_core.errors import ConfigError, unknown_name
+from refbfr_core.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,30 +91,6 @@ def beside_paper(rows: Sequence[tuple[str, float, float | None, str]], *, captio
         caption=caption,
         digits=digits,
     )
-
-
-def reported(published: pd.DataFrame, **where: str) -> float:
-    """Return the one published value that matches, so that no number of a paper is typed into a notebook.
-
-    Args:
-        published: the table of `refbfr_core.benchmark.published()`.
-        where: column = text, for example paper="ReF-LDM", dataset="FFHQ-Ref-Severe", method="LDM", metric="IDS".
-
-    Raises:
-        UnknownNameError: a column that does not exist. ConfigError: no row matches, or rows with different values do.
-    """
-    rows = published
-    for column, wanted in where.items():
-        if column not in published.columns:
-            raise unknown_name("column", column, map(str, published.columns))
-        rows = rows[rows[column] == wanted]
-    values = sorted(set(rows["value"]))
-    if len(values) != 1:
-        raise ConfigError(
-            f"{len(rows)} published rows with {len(values)} different values match {where}; expected one value. "
-            "Name more columns (paper, table, dataset, method, metric), spelled as in the table."
-        )
-    return float(values[0])
 
 
 def _text(value: object, digits: int) -> str:
