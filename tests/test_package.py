@@ -25,7 +25,7 @@ HEAVY = OPTIONAL | {"accelerate", "cv2", "diffusers", "matplotlib", "pandas", "P
 def run_python(script: str) -> str:
     """Run `script` in a fresh Python and return what it printed."""
     command = [sys.executable, "-c", textwrap.dedent(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=PACKAGE.parent)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=PACKAGE.parent)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -39,12 +39,12 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_importing_the_package_is_quick_beside_torch() -> None:
     script = """
         import time, torch
-        start = time.perf_counter()
+        start = time.process_time()
         import refbfr_core
-        print(time.perf_counter() - start)
+        print(time.process_time() - start)
     """
-    # The fastest of three: another program may take the processor away, none can give time back.
-    assert min(float(run_python(script)) for _ in range(3)) < 0.5
+    # Processor time, because another program may take the processor away while this one imports.
+    assert float(run_python(script)) < 0.5
 
 
 def test_every_module_imports_without_the_optional_libraries() -> None:
