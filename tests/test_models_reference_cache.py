@@ -265,7 +265,8 @@ def test_mixed_precision_must_be_the_same_on_both_sides(unet, sample, references
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cache = ReferenceCache.build(unet, references)
         mixed = denoise(unet, sample, TIMESTEPS, cache)
-    assert close(mixed.float(), cached_pass(unet, sample, references), atol=0.1)
+    # bf16 on a CPU takes its own path through the attention; a wrong scale there would move the output by 0.1.
+    assert close(mixed.float(), cached_pass(unet, sample, references), atol=0.03)
     with pytest.raises(CacheError, match="precision"):
         denoise(unet, sample, TIMESTEPS, cache)
 
