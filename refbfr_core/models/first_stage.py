@@ -30,6 +30,11 @@ def unfold_pixels(vq: VQModel, decoded: Tensor) -> Tensor:
     return F.pixel_shuffle(decoded, _pixels_a_side(vq.config.out_channels))
 
 
+def pixels_per_latent(vq: VQModel) -> int:
+    """How many pixels a side one latent stands for: 8 for the published VQGAN."""
+    return _pixels_a_side(vq.config.in_channels) * 2 ** (len(vq.config.block_out_channels) - 1)
+
+
 def encode_latents(vq: VQModel, images: Tensor, patch_size: int = 1) -> Tensor:
     """Encode images to latents, not quantised.
 
