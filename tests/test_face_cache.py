@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from drawn_blobs import BlobFaces, OtherBlobFaces
+
 from refbfr_core.errors import CacheError, ConfigError, DiskFullError, OutputError
 from refbfr_core.faces import shards
 from refbfr_core.faces.dataset import FaceCache

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from drawn_blobs import BlobFaces
+
 from refbfr_core.errors import CacheError, ConfigError, OutputError, UnknownNameError
 from refbfr_core.training import RECIPES, read_log, recipe, run
 from refbfr_core.training.averaging import AveragedWeights, learning_rate
@@ -17,10 +17,8 @@ from refbfr_core.training.recipes import as_dict
 from refbfr_core.training.records import load_checkpoint
 from refbfr_core.weights import load_network, read_card
 
-COMMON = {
-    "people": 8, "views": 4, "val_people": 4, "resolution": 32, "steps": 6, "batch": 8, "log_every": 2, "eval_every": 100,
-    "checkpoint_every": 3, "warmup": 2,
-}  # fmt: skip
+COMMON = {"people": 8, "views": 4, "val_people": 4, "resolution": 32, "steps": 6, "batch": 8, "warmup": 2}
+COMMON |= {"log_every": 2, "eval_every": 100, "checkpoint_every": 3}
 TINY = {
     "embedder-guide": {"widths": (8, 8, 8, 8), "embedding": 16, "batch": 4},
     "embedder-judge": {"widths": (8, 8, 8, 8), "embedding": 16, "batch": 4},
@@ -95,7 +93,9 @@ def test_every_recipe_exports_a_network_that_loads(name, data, first_stage, tmp_
     assert torch.equal(network.state_dict()[first], average[first].half().float())
     card = read_card(folder)["card"]
     assert card["recipe"]["name"] == name
-    assert card["recipe"]["samples"] == 2 * RECIPES[name].batch or card["recipe"]["samples"] == 2 * card["recipe"]["batch"]
+    assert (
+        card["recipe"]["samples"] == 2 * RECIPES[name].batch or card["recipe"]["samples"] == 2 * card["recipe"]["batch"]
+    )
     assert card["results"]
     assert {"start", "step", "end"} <= {event["event"] for event in read_log(tmp_path / "run")}
 

@@ -1,6 +1,8 @@
-"""Drawn faces on disk: a cache that training reads through memory maps instead of drawing the same pictures every epoch.
+"""Drawn faces on disk: a cache that training reads through memory maps instead of drawing the same pictures every
+epoch.
 
-Person ``i`` of a split depends on the seed and ``i`` only, so a finished cache can be made larger later, and a training can
+Person ``i`` of a split depends on the seed and ``i`` only, so a finished cache can be made larger later, and a
+training can
 already use the people that are there.
 """
 

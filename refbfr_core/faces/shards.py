@@ -62,7 +62,8 @@ class ShardedArray:
 class ShardedCache:
     """The first ``identities`` people of something, kept in the shards of ``folder``.
 
-    A subclass says what is in it (:meth:`description`), how large it becomes (:meth:`nbytes`), how to make the shards that
+    A subclass says what is in it (:meth:`description`), how large it becomes (:meth:`nbytes`), how to make the shards
+    that
     are missing (:meth:`_jobs`), and checks what the making needs (:meth:`_prepare`).
 
     Raises
@@ -93,7 +94,8 @@ class ShardedCache:
         raise NotImplementedError
 
     def _jobs(self, missing: list[range]) -> tuple[Callable[..., int], Iterable[tuple]]:
-        """A function that makes one shard and returns its number of people, and its arguments for every missing shard."""
+        """A function that makes one shard and returns its number of people, and its arguments for every missing
+        shard."""
         raise NotImplementedError
 
     # ---- reading ---------------------------------------------------------------------------------------------------
@@ -130,7 +132,9 @@ class ShardedCache:
             try:
                 rows = np.load(path, mmap_mode="r")
             except (OSError, ValueError) as error:
-                raise CacheError(f"{path} is missing or truncated ({error}); delete {path.parent} and build() again.") from error
+                raise CacheError(
+                    f"{path} is missing or truncated ({error}); delete {path.parent} and build() again."
+                ) from error
             parts.append(rows[: ready - start])
         return ShardedArray(parts)
 
@@ -142,21 +146,27 @@ class ShardedCache:
         CacheError : people are missing, or a file is missing, truncated or altered; the message names it.
         """
         if self.ready < self.identities:
-            raise CacheError(f"{self.folder} holds {self.ready} of {self.identities} people; call build() to make the rest.")
+            raise CacheError(
+                f"{self.folder} holds {self.ready} of {self.identities} people; call build() to make the rest."
+            )
         for people in self.shards:
             folder = self.shard(people.start)
             for name, expected in read_manifest(folder)["sha256"].items():
                 if (came := _sha256(folder / name)) != expected:
                     raise CacheError(
-                        f"{folder / name} has SHA-256 {came[:12]}…, its manifest says {expected[:12]}…: truncated or altered. "
+                        f"{folder / name} has SHA-256 {came[:12]}…, its manifest says {expected[:12]}…: truncated "
+                        "or altered. "
                         f"Delete {folder} and build() again."
                     )
         return self.identities
 
     # ---- making ----------------------------------------------------------------------------------------------------
 
-    def build(self, workers: int = 2, max_bytes: int = DEFAULT_MAX_BYTES, progress: Progress | None = None) -> ShardedCache:
-        """Make what is missing with ``workers`` single-threaded processes (0: in this process). Returns the cache itself.
+    def build(
+        self, workers: int = 2, max_bytes: int = DEFAULT_MAX_BYTES, progress: Progress | None = None
+    ) -> ShardedCache:
+        """Make what is missing with ``workers`` single-threaded processes (0: in this process). Returns the cache
+        itself.
 
         ``progress(done, total)`` is called after every shard with numbers of people.
 
@@ -167,7 +177,8 @@ class ShardedCache:
         """
         if self.nbytes() > max_bytes:
             raise CacheError(
-                f"{self.folder.name} with {self.identities} people needs {self.nbytes() / 2**30:.2f} GiB, max_bytes allows "
+                f"{self.folder.name} with {self.identities} people needs {self.nbytes() / 2**30:.2f} GiB, max_bytes "
+                f"allows "
                 f"{max_bytes / 2**30:.2f} GiB; ask for fewer people or raise max_bytes."
             )
         missing = [people for people in self.shards if self.present(people.start) < len(people)]
@@ -206,7 +217,8 @@ class ShardedCache:
     def _check_disk(self, needed: int) -> None:
         if (free := shutil.disk_usage(self.folder).free) < needed:
             raise DiskFullError(
-                f"{self.folder} needs {needed / 2**20:.0f} MiB more and the disk has {free / 2**20:.0f} MiB left; free some "
+                f"{self.folder} needs {needed / 2**20:.0f} MiB more and the disk has {free / 2**20:.0f} MiB left; "
+                f"free some "
                 "space, ask for fewer people or use another root."
             )
 

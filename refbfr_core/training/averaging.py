@@ -15,7 +15,8 @@ from refbfr_core.training.recipes import Recipe
 class AveragedWeights:
     """Exponential moving average of a network, with ReF-LDM's warm-up: decay min(limit, (1 + k) / (10 + k)).
 
-    ``network`` is the averaged copy, ready to evaluate and to save; floating-point buffers are averaged too, so that batch
+    ``network`` is the averaged copy, ready to evaluate and to save; floating-point buffers are averaged too, so that
+    batch
     norm statistics belong to the averaged weights.
     """
 

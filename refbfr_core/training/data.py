@@ -1,4 +1,5 @@
-"""Pictures for training: read from the face cache, jittered, ruined. Every draw is a function of the stream it is given."""
+"""Pictures for training: read from the face cache, jittered, ruined. Every draw is a function of the stream it is
+given."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ from torch import Tensor
 from refbfr_core.degradation import Degradation
 from refbfr_core.errors import CacheError
 from refbfr_core.faces.dataset import FaceCache, toy_faces
-from refbfr_core.training.recipes import Recipe
 from refbfr_core.training.randomness import numbers
+from refbfr_core.training.recipes import Recipe
 
 VAL_VIEWS = 4
 VAL_SEED = 0
@@ -53,7 +54,9 @@ def open_faces(
         return train, val
     everybody = training_faces(_MOST_PEOPLE)
     if not everybody.ready:
-        raise CacheError(f"people=0 takes the people on disk, but {everybody.folder} holds none; give people=N to draw N.")
+        raise CacheError(
+            f"people=0 takes the people on disk, but {everybody.folder} holds none; give people=N to draw N."
+        )
     return training_faces(everybody.ready), val
 
 
@@ -75,7 +78,9 @@ def degrade_some(images: Tensor, degradation: Degradation, share: float, seed: i
     return out
 
 
-def jitter_geometry(images: Tensor, draws: np.random.Generator, shift: float = 0.03, scale: float = 0.05, turn: float = 4.0) -> Tensor:
+def jitter_geometry(
+    images: Tensor, draws: np.random.Generator, shift: float = 0.03, scale: float = 0.05, turn: float = 4.0
+) -> Tensor:
     """Flip half of the pictures, and shift (share of the side), scale and turn (degrees) all of them a little.
 
     (B, 3, H, W) to the same; what moves in from outside repeats the border.
@@ -133,7 +138,9 @@ def random_crops(images: Tensor, size: int, draws: np.random.Generator) -> Tenso
     height, width = images.shape[-2:]
     tops, lefts = draws.integers(0, height - size + 1, len(images)), draws.integers(0, width - size + 1, len(images))
     mirrored = draws.random(len(images)) < 0.5
-    crops = [image[:, top : top + size, left : left + size] for image, top, left in zip(images, tops, lefts, strict=True)]
+    crops = [
+        image[:, top : top + size, left : left + size] for image, top, left in zip(images, tops, lefts, strict=True)
+    ]
     return torch.stack([crop.flip(-1) if mirror else crop for crop, mirror in zip(crops, mirrored, strict=True)])
 
 

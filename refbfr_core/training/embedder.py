@@ -105,7 +105,11 @@ class EmbedderTask:
 
     def about(self) -> dict[str, Any]:
         """Words for the model card."""
-        never = "never takes part in a training or a guidance" if self.recipe.network == "judge" else "never scores a result"
+        never = (
+            "never takes part in a training or a guidance"
+            if self.recipe.network == "judge"
+            else "never scores a result"
+        )
         return {
             "summary": f"ArcFace-style embedder of drawn faces; as '{self.recipe.network}' it {never}.",
             "limits": "Knows procedurally drawn faces only; says nothing about photographs.",

@@ -14,7 +14,13 @@ LICENCE = "Apache-2.0, like the code; trained on procedurally drawn faces only, 
 
 
 def export_network(
-    network: nn.Module, recipe: Recipe, name: str, summary: dict[str, Any], facts: dict[str, Any], about: dict[str, Any], out: Path
+    network: nn.Module,
+    recipe: Recipe,
+    name: str,
+    summary: dict[str, Any],
+    facts: dict[str, Any],
+    about: dict[str, Any],
+    out: Path,
 ) -> Path:
     """Write ``network`` (float16) with its card to ``out/<recipe.network>`` and return that folder.
 
@@ -26,7 +32,8 @@ def export_network(
     card = {
         "summary": about["summary"],
         "training_data": {
-            "pictures": f"drawn faces, split {recipe.split!r}, {recipe.views} views of each person, {recipe.resolution} px",
+            "pictures": f"drawn faces, split {recipe.split!r}, {recipe.views} views of each person, "
+            f"{recipe.resolution} px",
             "seed": recipe.face_seed,
             **facts,
         },

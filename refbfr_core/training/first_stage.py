@@ -1,8 +1,10 @@
 """Training the first stage (a stock diffusers `VQModel`): encoder and decoder first, then a codebook made from data.
 
 Esser et al. (CVPR 2021) train everything together from a random codebook; few codes then survive. Here the encoder and
-the decoder learn without a codebook, with noise on the latents that makes the decoder tolerant of rounding; k-means of the
-encoder's outputs gives the codebook; and all three are trained together to the end, dead codes being replaced on the way.
+the decoder learn without a codebook, with noise on the latents that makes the decoder tolerant of rounding; k-means
+of the
+encoder's outputs gives the codebook; and all three are trained together to the end, dead codes being replaced on the
+way.
 No discriminator: drawn faces have no texture worth inventing.
 """
 
@@ -49,7 +51,12 @@ class Autoencoder(nn.Module):
             mixed = latents + noise * spread * torch.randn_like(latents)
             # Keeps the unused codebook in the graph: data-parallel training wants a gradient for every parameter.
             codebook_loss, chosen = 0.0 * self.vq.quantize.embedding.weight.sum(), None
-        return unfold_pixels(self.vq, self.vq.decode(mixed, force_not_quantize=True).sample), codebook_loss, latents, chosen
+        return (
+            unfold_pixels(self.vq, self.vq.decode(mixed, force_not_quantize=True).sample),
+            codebook_loss,
+            latents,
+            chosen,
+        )
 
 
 class FirstStageTask:
@@ -94,7 +101,10 @@ class FirstStageTask:
             + recipe.spread_weight * spread_penalty(latents)
         )
         # Peak-to-peak is 2 in network range.
-        return total, {"psnr": 10 * torch.log10(4 / squared.detach()), "codebook": torch.as_tensor(codebook_loss).detach()}
+        return total, {
+            "psnr": 10 * torch.log10(4 / squared.detach()),
+            "codebook": torch.as_tensor(codebook_loss).detach(),
+        }
 
     def before_step(self, step: int, state: TrainingState) -> None:
         """Make the codebook when its time has come; replace codes that nothing chose since the last look."""
@@ -122,7 +132,8 @@ class FirstStageTask:
     def about(self) -> dict[str, Any]:
         """Words for the model card."""
         return {
-            "summary": "VQ first stage of the toy ReF-LDM: 128-px picture to 32 x 32 x 4 latents and back, stock VQModel.",
+            "summary": "VQ first stage of the toy ReF-LDM: 128-px picture to 32 x 32 x 4 latents and back, stock "
+            "VQModel.",
             "limits": "Knows procedurally drawn faces only.",
         }
 
@@ -140,7 +151,9 @@ class FirstStageTask:
         while sum(map(len, gathered)) < count:
             people = draws.integers(0, len(self.images), 16)
             x = pictures(self.images, people, draws.integers(0, self.recipe.views, 16))
-            latents = self.network.encode(fold_pixels(self.network, to_network(x).to(self.network.device))).latents.float()
+            latents = self.network.encode(
+                fold_pixels(self.network, to_network(x).to(self.network.device))
+            ).latents.float()
             vectors = latents.permute(0, 2, 3, 1).flatten(0, 2)
             gathered.append(vectors[torch.from_numpy(draws.permutation(len(vectors))[: len(vectors) // 4])])
         self.network.train()
@@ -149,7 +162,8 @@ class FirstStageTask:
 
     @torch.no_grad()
     def _set_codes(self, codes: Tensor, state: TrainingState, rows: Tensor | None = None) -> None:
-        """Replace (some rows of) the codebook in the network and the average, and forget the optimiser's memory of them."""
+        """Replace (some rows of) the codebook in the network and the average, and forget the optimiser's memory of
+        them."""
         rows = torch.arange(len(codes), device=codes.device) if rows is None else rows
         if state.accelerator.num_processes > 1:
             codes = broadcast(codes, 0)
@@ -165,7 +179,7 @@ class FirstStageTask:
 def make_first_stage(recipe: FirstStageRecipe) -> VQModel:
     """A stock VQModel that halves the picture ``len(widths) - 1`` times, without attention."""
     levels = len(recipe.widths)
-    network = VQModel(
+    return VQModel(
         in_channels=3 * recipe.pixel_fold**2,
         out_channels=3 * recipe.pixel_fold**2,
         block_out_channels=recipe.widths,
@@ -179,7 +193,6 @@ def make_first_stage(recipe: FirstStageRecipe) -> VQModel:
         mid_block_add_attention=False,
         scaling_factor=1.0,
     )
-    return network
 
 
 def edge_difference(a: Tensor, b: Tensor) -> Tensor:
@@ -189,7 +202,8 @@ def edge_difference(a: Tensor, b: Tensor) -> Tensor:
 
 
 def spread_penalty(latents: Tensor) -> Tensor:
-    """Keeps each latent channel near mean 0 and standard deviation 1, so that k-means and noise have a scale to refer to."""
+    """Keeps each latent channel near mean 0 and standard deviation 1, so that k-means and noise have a scale to refer
+    to."""
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     return (mean.square() + (deviation + 1e-4).log().square()).mean()
 
@@ -197,7 +211,12 @@ def spread_penalty(latents: Tensor) -> Tensor:
 @torch.no_grad()
 def encode_validation(network: nn.Module, val: FaceCache) -> Tensor:
     """Unscaled latents of the validation pictures, (n, C, h, w) on the CPU."""
-    return torch.cat([network.encode(fold_pixels(network, to_network(x).to(network.device))).latents.float().cpu() for x in _validation(val)])
+    return torch.cat(
+        [
+            network.encode(fold_pixels(network, to_network(x).to(network.device))).latents.float().cpu()
+            for x in _validation(val)
+        ]
+    )
 
 
 @torch.no_grad()
@@ -209,7 +228,9 @@ def first_stage_report(network: nn.Module, val: FaceCache) -> dict[str, float]:
         codes = nearest(latents.permute(0, 2, 3, 1).flatten(0, 2).float(), network.quantize.embedding.weight.float())
         chosen.append(codes.cpu())
         for free, into in ((False, quantised), (True, plain)):
-            restored = from_network(unfold_pixels(network, network.decode(latents, force_not_quantize=free).sample.float().cpu()))
+            restored = from_network(
+                unfold_pixels(network, network.decode(latents, force_not_quantize=free).sample.float().cpu())
+            )
             into.append(-10 * torch.log10((restored - x).square().mean((1, 2, 3))))
     used = torch.cat(chosen).unique()
     return {

@@ -1,4 +1,5 @@
-"""Cached latents: pictures and their ruined versions encoded once, so that training the denoiser never runs the encoder.
+"""Cached latents: pictures and their ruined versions encoded once, so that training the denoiser never runs the
+encoder.
 
 A mirrored person is a person of its own here (faces are not symmetric): with flips a cache of N people has 2N rows, row
 ``2 p + 1`` being the mirror image of row ``2 p``, all its pictures and references mirrored alike.
@@ -53,7 +54,9 @@ class LatentCache(ShardedCache):
         self.degradations, self.variants = tuple(degradations), int(variants)
         self.flips, self.patch_size = bool(flips), int(patch_size)
         card_folder = _network_folder(first_stage)
-        self.digest = next(f["sha256"] for f in read_card(card_folder)["files"] if f["name"].endswith(".safetensors"))[:12]
+        self.digest = next(f["sha256"] for f in read_card(card_folder)["files"] if f["name"].endswith(".safetensors"))[
+            :12
+        ]
         kind = f"{variants}lq-{'flips' if flips else 'plain'}-patch{patch_size}"
         super().__init__(Path(root) / f"latents-{faces.folder.name}-{kind}-{self.digest}", faces.identities)
 
@@ -87,7 +90,9 @@ class LatentCache(ShardedCache):
 
     def _prepare(self) -> None:
         if self.faces.ready < self.identities:
-            raise CacheError(f"{self.faces.folder} holds {self.faces.ready} of {self.identities} people; build it first.")
+            raise CacheError(
+                f"{self.faces.folder} holds {self.faces.ready} of {self.identities} people; build it first."
+            )
         self._write_description()
 
     def _jobs(self, missing: list[range]) -> tuple[Callable[..., int], Iterable[tuple]]:
@@ -135,7 +140,9 @@ def encode_shard(
                 seeds = [int(np.random.SeedSequence(key).generate_state(1)[0]) for key in keys]
                 versions.append(presets[variant % len(presets)](y, seeds=seeds)[0])
             stacked = torch.stack(versions, 1).flatten(0, 1)  # views first, so that one reshape gives (views, versions)
-            latents = torch.cat([encode_latents(vq, part.to(device), patch_size).cpu() for part in stacked.split(_CHUNK)])
+            latents = torch.cat(
+                [encode_latents(vq, part.to(device), patch_size).cpu() for part in stacked.split(_CHUNK)]
+            )
             latents = latents.half().unflatten(0, (len(y), 1 + variants)).numpy()
             clean.append(latents[:, 0])
             ruined.append(latents[:, 1:])

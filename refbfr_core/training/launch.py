@@ -1,4 +1,5 @@
-"""`run`: one call from a recipe's name to exported weights, shared by Python, the command line and `accelerate launch`."""
+"""`run`: one call from a recipe's name to exported weights, shared by Python, the command line and `accelerate
+launch`."""
 
 from __future__ import annotations
 
@@ -23,7 +24,6 @@ from refbfr_core.training.recipes import EmbedderRecipe, FirstStageRecipe, Recip
 from refbfr_core.training.records import CHECKPOINT, load_checkpoint
 from refbfr_core.training.refldm import RefLDMTask
 
-
 DATA_VARIABLE = "REFBFR_DATA"
 
 
@@ -45,7 +45,8 @@ def run(
     ----------
     name : "embedder-guide", "embedder-judge", "refldm-vq" or "refldm-base".
     out : folder of the run: ``checkpoint.pt``, ``log.jsonl`` and ``export/<network>``.
-    data : folder of the caches of drawn faces and latents, made when they are missing; default: the environment variable
+    data : folder of the caches of drawn faces and latents, made when they are missing; default: the environment
+    variable
         REFBFR_DATA, else ``data`` here. May be shared by all runs.
     resume : go on from the checkpoint in ``out``.
     minutes : stop (with a checkpoint and an export) after this time.

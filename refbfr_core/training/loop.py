@@ -1,4 +1,5 @@
-"""One small training loop under accelerate, shared by every network: CPU, one GPU or many, without a word of difference.
+"""One small training loop under accelerate, shared by every network: CPU, one GPU or many, without a word of
+difference.
 
 The loop knows nothing about faces. A *task* gives it the module to optimise, the batch of a step as a function of
 (seed, step), the loss, and an evaluation; see :class:`Task`.
@@ -42,8 +43,10 @@ class TrainingDivergedError(RefbfrError, ArithmeticError):
 class Task(Protocol):
     """What the loop needs to know about a training.
 
-    ``module`` is optimised; ``network``, a part of it or the same, is averaged, evaluated and saved. ``facts`` are plain
-    values that a continued run must find again (how many people there were, digests of other networks it uses), ``memory``
+    ``module`` is optimised; ``network``, a part of it or the same, is averaged, evaluated and saved. ``facts`` are
+    plain
+    values that a continued run must find again (how many people there were, digests of other networks it uses),
+    ``memory``
     tensors outside the module that it must get back.
     """
 
@@ -54,7 +57,8 @@ class Task(Protocol):
     memory: dict[str, Tensor]
 
     def batch(self, step: int, rank: int, world: int) -> Batch:
-        """This process's share of the batch of a step, on the CPU: a function of the recipe's seed and the arguments."""
+        """This process's share of the batch of a step, on the CPU: a function of the recipe's seed and the
+        arguments."""
 
     def loss(self, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """Scalar loss, and metrics: scalars, or pairs (sum, count) that are added up until the next log line."""
@@ -83,7 +87,9 @@ def make_accelerator(recipe: Recipe, device: str | None = None) -> Accelerator:
     """Accelerator for a recipe; ``device="cpu"`` keeps a training off a GPU that is there."""
     accelerator = Accelerator(mixed_precision=recipe.precision, cpu=device == "cpu")
     if recipe.batch % accelerator.num_processes:
-        raise ConfigError(f"batch={recipe.batch} cannot be shared by {accelerator.num_processes} processes; use a multiple.")
+        raise ConfigError(
+            f"batch={recipe.batch} cannot be shared by {accelerator.num_processes} processes; use a multiple."
+        )
     return accelerator
 
 
@@ -97,13 +103,16 @@ def train(
 ) -> dict[str, Any]:
     """Train until ``recipe.steps`` or until ``minutes`` of this call are over; returns a summary for the card.
 
-    ``out`` receives ``checkpoint.pt`` and ``log.jsonl``. With ``resume`` the run goes on from the checkpoint and sees the
+    ``out`` receives ``checkpoint.pt`` and ``log.jsonl``. With ``resume`` the run goes on from the checkpoint and sees
+    the
     batches it would have seen without the interruption.
 
     Raises
     ------
-    ConfigError : ``out`` already holds a run and ``resume`` is off, there is nothing to resume, or the checkpoint belongs
-        to another recipe. TrainingDivergedError : the loss is not finite. OutputError, DiskFullError : ``out`` cannot be
+    ConfigError : ``out`` already holds a run and ``resume`` is off, there is nothing to resume, or the checkpoint
+    belongs
+        to another recipe. TrainingDivergedError : the loss is not finite. OutputError, DiskFullError : ``out`` cannot
+        be
         written to.
     """
     recipe, out = task.recipe, Path(out)
@@ -152,13 +161,18 @@ def train(
         step += 1
         bar.update()
         for key, value in metrics.items():
-            pair = value.detach().float() if value.ndim else torch.stack([value.detach().float(), value.new_ones(()).float()])
+            pair = (
+                value.detach().float()
+                if value.ndim
+                else torch.stack([value.detach().float(), value.new_ones(()).float()])
+            )
             totals[key] = totals[key] + pair if key in totals else pair
         if step % recipe.log_every == 0 or step == recipe.steps:
             means = {key: float(pair[0] / pair[1]) for key, pair in totals.items() if float(pair[1])}
             rate = recipe.batch * (step - logged) / (time.perf_counter() - since)
             log.write(
-                "step", step=step, **_rounded(means), lr=learning_rate(recipe, step - 1), samples_per_second=round(rate, 2),
+                "step", step=step, **_rounded(means), lr=learning_rate(recipe, step - 1),
+                samples_per_second=round(rate, 2),
                 seconds=round(seconds + elapsed(), 1),
             )  # fmt: skip
             bar.set_postfix(loss=f"{means.get('loss', float('nan')):.4f}", rate=f"{rate:.0f}/s")
@@ -194,7 +208,8 @@ def _step(task: Task, wrapped: nn.Module, optimizer: Any, accelerator: Accelerat
     norm = accelerator.clip_grad_norm_(wrapped.parameters(), recipe.clip)
     if not bool(torch.isfinite(norm)):
         raise TrainingDivergedError(
-            f"the gradient at step {step} is {float(norm)} (loss {float(loss.detach()):.4g}); lower lr={recipe.lr}, or use precision='no'. "
+            f"the gradient at step {step} is {float(norm)} (loss {float(loss.detach()):.4g}); lower lr={recipe.lr}, "
+            "or use precision='no'. "
             "The last checkpoint is untouched."
         )
     optimizer.step()
@@ -228,7 +243,9 @@ def _snapshot(task: Task, optimizer: Any, average: AveragedWeights, step: int, s
 def _restore(state: dict[str, Any], task: Task, optimizer: Any, average: AveragedWeights) -> tuple[int, float]:
     check_same_recipe(state["recipe"], as_dict(task.recipe))
     if state["facts"] != task.facts:
-        raise ConfigError(f"the checkpoint was made with {state['facts']}, now there is {task.facts}; use the same data.")
+        raise ConfigError(
+            f"the checkpoint was made with {state['facts']}, now there is {task.facts}; use the same data."
+        )
     task.module.load_state_dict(state["module"])
     for key, value in state["memory"].items():
         task.memory[key].copy_(value)
@@ -243,7 +260,8 @@ def _evaluate(task: Task, average: AveragedWeights) -> dict[str, float]:
 
 
 def _everyone(accelerator: Accelerator, stop: bool) -> bool:
-    """The first process decides for all: clocks differ, and a process that stops alone would leave the others waiting."""
+    """The first process decides for all: clocks differ, and a process that stops alone would leave the others
+    waiting."""
     if accelerator.num_processes == 1:
         return stop
     return bool(broadcast(torch.tensor([float(stop)], device=accelerator.device), from_process=0).item())

@@ -26,7 +26,8 @@ class Recipe:
     ----------
     network : name under which the result is saved ("judge", "guide", "refldm-vq", "refldm-unet").
     steps, batch : optimiser steps, and samples of one step over all processes together.
-    lr, lr_schedule, warmup, cooldown : peak learning rate; "constant", "cosine" (to zero) or "trapezoid" (constant, then
+    lr, lr_schedule, warmup, cooldown : peak learning rate; "constant", "cosine" (to zero) or "trapezoid" (constant,
+    then
         linear to zero over the last `cooldown` share of the steps); linear warm-up steps.
     ema : decay of the averaged weights, with the warm-up min(ema, (1 + k) / (10 + k)) of ReF-LDM.
     precision : "bf16" (autocast) or "no" (float32).
@@ -61,20 +62,31 @@ class Recipe:
             raise unknown_name("learning rate schedule", self.lr_schedule, LR_SCHEDULES)
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
-        at_least_one = ("steps", "batch", "views", "log_every", "eval_every", "checkpoint_every", "val_people", "resolution")
+        at_least_one = (
+            "steps",
+            "batch",
+            "views",
+            "log_every",
+            "eval_every",
+            "checkpoint_every",
+            "val_people",
+            "resolution",
+        )
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if not 0 <= self.ema < 1 or not 0 <= self.cooldown <= 1 or self.lr <= 0 or self.people < 0:
             raise ConfigError(
-                f"ema={self.ema} must lie in [0, 1), cooldown={self.cooldown} in [0, 1], lr={self.lr} above 0, people={self.people} "
+                f"ema={self.ema} must lie in [0, 1), cooldown={self.cooldown} in [0, 1], lr={self.lr} above 0, "
+                f"people={self.people} "
                 "at 0 or above."
             )
 
 
 @dataclass(frozen=True)
 class EmbedderRecipe(Recipe):
-    """ArcFace embedder (Deng et al., CVPR 2019). The margin is 0 for the first third and reaches `margin` at two thirds.
+    """ArcFace embedder (Deng et al., CVPR 2019). The margin is 0 for the first third and reaches `margin` at two
+    thirds.
 
     `degraded` is the share of training pictures that are ruined by the preset `degradation`; `colour` the strength of
     the colour jitter; `grey` the share of nearly grey pictures.
@@ -102,8 +114,10 @@ class EmbedderRecipe(Recipe):
 class FirstStageRecipe(Recipe):
     """VQGAN first stage without a discriminator: unquantised with noisy latents, then k-means codes, then quantised.
 
-    `unquantised` is the share of the steps before the codebook is made; `latent_noise` the noise in units of the latents'
-    own spread meanwhile; `pixel_fold` pixels a side go into channels at the door; `crop` the side of the training crops; `lq_share` the share of degraded pictures among them.
+    `unquantised` is the share of the steps before the codebook is made; `latent_noise` the noise in units of the
+    latents'
+    own spread meanwhile; `pixel_fold` pixels a side go into channels at the door; `crop` the side of the training
+    crops; `lq_share` the share of degraded pictures among them.
     """
 
     network: str = "refldm-vq"
@@ -136,7 +150,8 @@ class RefLDMRecipe(Recipe):
 
     A batch is `batch / targets` people with `targets` noisy targets each; the references of a person run once and serve
     all their targets. `reference_counts` gives the probability of 0, 1, 2, ... references in a step; `drop_references`
-    and `drop_lq` the probability of zeroing them (ReF-LDM section 4: 0.1 each, independently). `min_snr` weights the loss
+    and `drop_lq` the probability of zeroing them (ReF-LDM section 4: 0.1 each, independently). `min_snr` weights the
+    loss
     by min(snr, gamma) / snr (Hang et al., ICCV 2023), 0 for the paper's plain mean.
     """
 
@@ -169,12 +184,15 @@ class RefLDMRecipe(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch % self.targets:
-            raise ConfigError(f"batch={self.batch} must be a multiple of targets={self.targets}: every person gets as many.")
+            raise ConfigError(
+                f"batch={self.batch} must be a multiple of targets={self.targets}: every person gets as many."
+            )
         if abs(sum(self.reference_counts) - 1) > 1e-6 or min(self.reference_counts) < 0:
             raise ConfigError(f"reference_counts {self.reference_counts} must be probabilities that add up to 1.")
         if len(self.reference_counts) > self.views:
             raise ConfigError(
-                f"up to {len(self.reference_counts) - 1} references and a target need {len(self.reference_counts)} views, "
+                f"up to {len(self.reference_counts) - 1} references and a target need {len(self.reference_counts)} "
+                f"views, "
                 f"the recipe has {self.views}; draw more views or use fewer references."
             )
 
@@ -183,8 +201,8 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
     {
         "embedder-guide": EmbedderRecipe(network="guide", seed=1, widths=(32, 48, 96, 160)),
         "embedder-judge": EmbedderRecipe(
-            network="judge", seed=2, split="judge", face_seed=0, views=5, widths=(24, 64, 96, 144), blocks=(1, 1, 3, 1), degraded=0.3,
-            degradation="toy-refldm-moderate", colour=0.35, grey=0.2, embedding=192,
+            network="judge", seed=2, split="judge", face_seed=0, views=5, widths=(24, 64, 96, 144), blocks=(1, 1, 3, 1),
+            degraded=0.3, degradation="toy-refldm-moderate", colour=0.35, grey=0.2, embedding=192,
         ),
         "refldm-vq": FirstStageRecipe(),
         "refldm-base": RefLDMRecipe(),

@@ -1,4 +1,5 @@
-"""What a training leaves on disk besides its result: checkpoints that cannot be half-written, and a log of one JSON a line."""
+"""What a training leaves on disk besides its result: checkpoints that cannot be half-written, and a log of one JSON a
+line."""
 
 from __future__ import annotations
 
@@ -18,11 +19,22 @@ from refbfr_core.files import atomic_path, output_error
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
 # Values that may differ between a checkpoint and the run that continues it; everything else must be the same.
-MAY_CHANGE = {"steps", "lr", "lr_schedule", "cooldown", "log_every", "eval_every", "checkpoint_every", "ema", "val_people"}
+MAY_CHANGE = {
+    "steps",
+    "lr",
+    "lr_schedule",
+    "cooldown",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "ema",
+    "val_people",
+}
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` to ``folder/checkpoint.pt`` in one step; the older checkpoint stays until the new one is whole."""
+    """Write ``state`` to ``folder/checkpoint.pt`` in one step; the older checkpoint stays until the new one is
+    whole."""
     with atomic_path(folder / CHECKPOINT) as temporary:
         torch.save(state, temporary)
 
@@ -48,7 +60,9 @@ def check_same_recipe(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
     if refused := [key for key in differing if key not in MAY_CHANGE]:
         changes = ", ".join(f"{key}: {found.get(key)!r} then, {wanted.get(key)!r} now" for key in refused)
-        raise ConfigError(f"the checkpoint was made by another recipe ({changes}); use the same values or another --out.")
+        raise ConfigError(
+            f"the checkpoint was made by another recipe ({changes}); use the same values or another --out."
+        )
 
 
 class RunLog:

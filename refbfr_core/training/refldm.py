@@ -1,4 +1,5 @@
-"""Training ReF-LDM's denoiser with references (Hsiao et al., NeurIPS 2024, sections 3.2 and 3.3; no identity loss here)."""
+"""Training ReF-LDM's denoiser with references (Hsiao et al., NeurIPS 2024, sections 3.2 and 3.3; no identity loss
+here)."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ ARMS = ("none", "right1", "right2", "wrong2")
 class RefLDMTask:
     """Train a `UNet2DModel` to predict noise from a noisy latent, a ruined latent and, through CacheKV, references.
 
-    A person's references run through the network once and serve all of the person's targets in the batch; gradients flow
+    A person's references run through the network once and serve all of the person's targets in the batch; gradients
+    flow
     through them.
     """
 
@@ -36,7 +38,9 @@ class RefLDMTask:
         people, self.mirrors, self.views = self.clean.shape[:3]
         self.rows = people * self.mirrors
         if len(recipe.reference_counts) > self.views:
-            raise ConfigError(f"{len(recipe.reference_counts) - 1} references and a target do not fit {self.views} views.")
+            raise ConfigError(
+                f"{len(recipe.reference_counts) - 1} references and a target do not fit {self.views} views."
+            )
         self.schedule = make_schedule(recipe.schedule)
         self.facts: dict[str, Any] = {"people": people, "latents": train.folder.name}
         self.memory: dict[str, Tensor] = {}
@@ -48,13 +52,16 @@ class RefLDMTask:
     def batch(self, step: int, rank: int, world: int) -> Batch:
         """Latents of this process's people: P = batch / targets / world people, k = targets.
 
-        ``clean`` (P k, C, h, w), ``ruined`` likewise (zeros where dropped), ``references`` (P, R, C, h, w) of other views
+        ``clean`` (P k, C, h, w), ``ruined`` likewise (zeros where dropped), ``references`` (P, R, C, h, w) of other
+        views
         than the targets (zeros where dropped; R may be 0), ``noise``, and ``timesteps`` (P k,).
         """
         recipe = self.recipe
         people = recipe.batch // recipe.targets
         if people % world:
-            raise ConfigError(f"{people} people a batch cannot be shared by {world} processes; change batch or targets.")
+            raise ConfigError(
+                f"{people} people a batch cannot be shared by {world} processes; change batch or targets."
+            )
         count = int(numbers(recipe.seed, 5, step).choice(len(recipe.reference_counts), p=recipe.reference_counts))
         rows = shuffled(recipe.seed, step, self.rows, people)[share_of(rank, world, people)]
         draws = numbers(recipe.seed, 11, step, rank)
@@ -103,7 +110,8 @@ class RefLDMTask:
     def about(self) -> dict[str, Any]:
         """Words for the model card."""
         return {
-            "summary": "Denoiser of the toy ReF-LDM: stock UNet2DModel on patchified first-stage latents, references through CacheKV.",
+            "summary": "Denoiser of the toy ReF-LDM: stock UNet2DModel on patchified first-stage latents, "
+            "references through CacheKV.",
             "limits": "Knows procedurally drawn faces only. A restored face is a guess.",
         }
 
@@ -138,7 +146,8 @@ def noise_error(module: nn.Module, batch: Batch, schedule: Schedule) -> Tensor:
 
 
 def split_views(views: int, references: int, targets: int, draws: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Different views for the references, and targets among the others: as many different ones as there are, then again."""
+    """Different views for the references, and targets among the others: as many different ones as there are, then
+    again."""
     order = draws.permutation(views)
     others = order[references:]
     repeats = -(-targets // len(others))
@@ -146,7 +155,8 @@ def split_views(views: int, references: int, targets: int, draws: np.random.Gene
 
 
 def spread_timesteps(count: int, total: int, draws: np.random.Generator) -> Tensor:
-    """(count,) timesteps, each uniform on 0 ... total-1, together evenly spread: less noise in the gradient for nothing.
+    """(count,) timesteps, each uniform on 0 ... total-1, together evenly spread: less noise in the gradient for
+    nothing.
 
     One random offset shifts a regular grid; a permutation decides who gets which.
     """
@@ -164,7 +174,8 @@ def min_snr_weights(schedule: Schedule, timesteps: Tensor, gamma: float) -> Tens
 
 @torch.no_grad()
 def denoiser_report(network: nn.Module, val: LatentCache, schedule: Schedule, people: int = 48) -> dict[str, float]:
-    """``val_<arm>``: mean squared noise error; same pictures, noise and timesteps in every arm. Views 0, 1 are references,
+    """``val_<arm>``: mean squared noise error; same pictures, noise and timesteps in every arm. Views 0, 1 are
+    references,
     view 2 the target; the wrong person is the next one. ``gain`` = none - right2, ``harm`` = wrong2 - right2."""
     clean, ruined = val.clean, val.ruined
     count = min(people, len(clean))
@@ -184,7 +195,10 @@ def denoiser_report(network: nn.Module, val: LatentCache, schedule: Schedule, pe
             batch = {"clean": target, "ruined": lq, "references": arms[arm], "noise": noise, "timesteps": t}
             losses.append(noise_error(network, batch, schedule).mean())
         report[f"val_{arm}"] = float(torch.stack(losses).mean())
-    return report | {"gain": report["val_none"] - report["val_right2"], "harm": report["val_wrong2"] - report["val_right2"]}
+    return report | {
+        "gain": report["val_none"] - report["val_right2"],
+        "harm": report["val_wrong2"] - report["val_right2"],
+    }
 
 
 def _gather(array: ShardedArray, *indices: np.ndarray) -> Tensor:
