@@ -7,6 +7,7 @@ named, so `import refbfr_core` stays quick and a missing optional library only m
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from refbfr_core import torchvision_ops as _torchvision_ops
@@ -41,6 +42,9 @@ __all__ = ["__version__", "load_pipeline", *_SUBMODULES]
 
 # Costs nothing until somebody imports torchvision, and must be in place before diffusers does.
 _torchvision_ops.install()
+
+# diffusers imports bitsandbytes wherever that is installed, which then warns about a kernel that nothing here uses.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -141,6 +142,15 @@ def test_links_and_pictures_of_the_readme_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), f"README.md names {target}, which is not there"
+
+
+def test_the_example_in_the_readme_runs() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, torch.Tensor] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["photos"].shape == (2, 4, 3, 128, 128)
+    assert names["restored"].shape == names["lq"].shape == (2, 3, 128, 128)
+    assert len(names["record"]) == 2
 
 
 def test_the_table_of_notebooks_is_the_one_that_was_measured() -> None:
