@@ -12,6 +12,7 @@ from refbfr_core.errors import ConfigError, ImageContractError, UnknownNameError
 from refbfr_core.images import MAX_REFERENCES, from_network, to_uint8
 from refbfr_core.models import ReferenceCache, decode_latents, denoise, encode_latents
 from refbfr_core.pipelines import RefLDMPipeline, encode_references
+from refbfr_core.pipelines.refldm import _filled_rows
 from refbfr_core.weights import save_network
 
 SIDE = 32
@@ -216,6 +217,13 @@ def test_scale_one_evaluates_one_branch_and_no_references_none(pipe, lq, referen
     rows.clear()
     pipe(lq, references, guidance_scale=1.5)
     assert rows == [16] + [8] * STEPS
+
+
+@pytest.mark.parametrize(("count", "branches", "filled"), [(1, 1, 4), (4, 1, 4), (5, 1, 8), (1, 2, 2), (3, 2, 4)])
+def test_rows_are_filled_up_to_groups_of_four(count, branches, filled):
+    rows = _filled_rows(count, branches)
+    assert len(rows) == filled and (filled * branches) % 4 == 0
+    assert rows[:count].tolist() == list(range(count)) and rows.max() < count
 
 
 def test_guidance_is_the_spec_formula_with_zero_latents_as_null_references(pipe, lq, references):

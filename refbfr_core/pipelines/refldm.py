@@ -20,7 +20,6 @@ from refbfr_core.diffusion import (
     StepState,
     Trace,
     classifier_free_guidance,
-    guided_predict,
     image_noise,
     make_timesteps,
     sample,
@@ -28,7 +27,7 @@ from refbfr_core.diffusion import (
 )
 from refbfr_core.errors import ConfigError, unknown_name
 from refbfr_core.images import from_network
-from refbfr_core.models import ReferenceCache, decode_latents, denoise, encode_latents
+from refbfr_core.models import ReferenceCache, decode_latents, denoise, encode_latents, pixels_per_latent
 from refbfr_core.pipelines.base import (
     RestorationInputs,
     RestorationOutput,
@@ -38,6 +37,9 @@ from refbfr_core.pipelines.base import (
     evaluating,
 )
 from refbfr_core.pipelines.references import ENCODINGS, encode_references
+
+ROW_GROUP = 4
+"""Rows of the denoiser's batch are filled up to a multiple of this, see `_filled_rows`."""
 
 
 class RefLDMPipeline(DiffusionPipeline):
@@ -94,8 +96,7 @@ class RefLDMPipeline(DiffusionPipeline):
     @property
     def resolution(self) -> int:
         """Side in pixels of the pictures these networks restore."""
-        shrink = 2 ** (len(self.vq.config.block_out_channels) - 1)
-        return self.unet.config.sample_size * self.config.patch_size * shrink
+        return self.unet.config.sample_size * self.config.patch_size * pixels_per_latent(self.vq)
 
     @torch.no_grad()
     def __call__(
@@ -180,36 +181,45 @@ class RefLDMPipeline(DiffusionPipeline):
 
     def _denoiser(self, inputs: RestorationInputs, lq_latent: Tensor, scale: float, as_batch: bool) -> Predict:
         """The denoiser with the conditions of one call bound to it, guided when there are references."""
+        guided = inputs.references is not None and scale != 1.0
+        rows = _filled_rows(len(lq_latent), branches=2 if guided and as_batch else 1).to(lq_latent.device)
+        lq_latent = lq_latent[rows]
 
-        def bind(cache: ReferenceCache | None, lq_rows: Tensor) -> Predict:
-            def predict(x_t: Tensor, t: int) -> Tensor:
-                # A cache for both branches has twice the rows of the sample.
-                rows = torch.cat([x_t] * (len(lq_rows) // len(x_t))).to(lq_rows.dtype)
-                return denoise(self.unet, torch.cat([rows, lq_rows], dim=1), t, cache)
-
-            return predict
+        def run(x_t: Tensor, t: int, cache: ReferenceCache | None, branches: int = 1) -> list[Tensor]:
+            joined = torch.cat([x_t[rows].to(lq_latent.dtype), lq_latent], dim=1)
+            output = denoise(self.unet, torch.cat([joined] * branches), t, cache)
+            return [branch[: len(x_t)] for branch in output.chunk(branches)]
 
         if inputs.references is None:
-            return bind(None, lq_latent)
+            return lambda x_t, t: run(x_t, t, None)[0]
         latents = encode_references(
             self.vq,
             inputs.references,
             inputs.mask,
             patch_size=self.config.patch_size,
             encoding=self.config.reference_encoding,
-        )
-        if scale == 1.0:
-            return bind(ReferenceCache.build(self.unet, latents, inputs.mask), lq_latent)
+        )[rows]
+        mask = inputs.mask.to(rows.device)[rows]
+        if not guided:
+            cache = ReferenceCache.build(self.unet, latents, mask)
+            return lambda x_t, t: run(x_t, t, cache)[0]
         # Rows [null, references], as in the release; null references keep their number and their place in the softmax.
-        people = len(latents)
-        pair = ReferenceCache.build(
-            self.unet, torch.cat([torch.zeros_like(latents), latents]), torch.cat([inputs.mask, inputs.mask])
-        )
+        both = ReferenceCache.build(self.unet, torch.cat([torch.zeros_like(latents), latents]), torch.cat([mask, mask]))
         if as_batch:
-            both = bind(pair, torch.cat([lq_latent, lq_latent]))
-            return lambda x_t, t: classifier_free_guidance(*both(x_t, t).chunk(2), scale)
-        null, conditional = (bind(pair.select(rows), lq_latent) for rows in (slice(people), slice(people, None)))
-        return guided_predict(conditional, null, scale)
+            return lambda x_t, t: classifier_free_guidance(*run(x_t, t, both, branches=2), scale)
+        null, given = both.select(slice(len(rows))), both.select(slice(len(rows), None))
+        return lambda x_t, t: classifier_free_guidance(run(x_t, t, null)[0], run(x_t, t, given)[0], scale)
+
+
+def _filled_rows(count: int, branches: int) -> Tensor:
+    """Indices of `count` images, repeated until the network sees a multiple of four rows.
+
+    Matrix libraries on a CPU take other kernels for one, two or three rows, with other last bits. That is far below a
+    grey level, but the codebook turns a near-tie between two codes into a visible patch, and a picture restored alone
+    would now and then differ from the same picture in a batch. With full groups of four both get the same kernels.
+    """
+    group = ROW_GROUP // branches
+    return torch.arange(-(-count // group) * group) % count
 
 
 def patch_size_between(vq: VQModel, unet: UNet2DModel) -> int:
