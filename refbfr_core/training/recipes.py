@@ -150,9 +150,9 @@ class RefLDMRecipe(Recipe):
 
     A batch is `batch / targets` people with `targets` noisy targets each; the references of a person run once and serve
     all their targets. `reference_counts` gives the probability of 0, 1, 2, ... references in a step; `drop_references`
-    and `drop_lq` the probability of zeroing them (ReF-LDM section 4: 0.1 each, independently). `min_snr` weights the
-    loss
-    by min(snr, gamma) / snr (Hang et al., ICCV 2023), 0 for the paper's plain mean.
+    and `drop_lq` the probability of zeroing them (ReF-LDM section 4: 0.1 each, independently). `prediction` is
+    "epsilon" (the paper) or "v_prediction" (Salimans and Ho, ICLR 2022). `min_snr` gamma weights the loss by
+    min(1, gamma / snr) (Hang et al., ICCV 2023), 0 gives the paper's plain mean.
     """
 
     network: str = "refldm-unet"
@@ -173,6 +173,7 @@ class RefLDMRecipe(Recipe):
     patch_size: int = 2
     first_stage: str = ""
     schedule: str = "refldm"
+    prediction: str = "epsilon"
     reference_counts: tuple[float, ...] = (0.12, 0.40, 0.30, 0.18)
     drop_references: float = 0.1
     drop_lq: float = 0.05
@@ -187,25 +188,32 @@ class RefLDMRecipe(Recipe):
             raise ConfigError(
                 f"batch={self.batch} must be a multiple of targets={self.targets}: every person gets as many."
             )
+        if self.prediction not in ("epsilon", "v_prediction"):
+            raise unknown_name("prediction type", self.prediction, ("epsilon", "v_prediction"))
         if abs(sum(self.reference_counts) - 1) > 1e-6 or min(self.reference_counts) < 0:
             raise ConfigError(f"reference_counts {self.reference_counts} must be probabilities that add up to 1.")
         if len(self.reference_counts) > self.views:
             raise ConfigError(
                 f"up to {len(self.reference_counts) - 1} references and a target need {len(self.reference_counts)} "
-                f"views, "
-                f"the recipe has {self.views}; draw more views or use fewer references."
+                f"views, the recipe has {self.views}; draw more views or use fewer references."
             )
 
 
 RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
     {
-        "embedder-guide": EmbedderRecipe(network="guide", seed=1, widths=(32, 48, 96, 160)),
+        "embedder-guide": EmbedderRecipe(
+            network="guide", seed=1, steps=600, warmup=50, people=3520, views=6, widths=(32, 48, 96, 160),
+        ),
         "embedder-judge": EmbedderRecipe(
-            network="judge", seed=2, split="judge", face_seed=0, views=5, widths=(24, 64, 96, 144), blocks=(1, 1, 3, 1),
+            network="judge", seed=2, steps=900, warmup=50, split="judge", people=1600, views=5, widths=(24, 64, 96, 144), blocks=(1, 1, 3, 1),
             degraded=0.3, degradation="toy-refldm-moderate", colour=0.35, grey=0.2, embedding=192,
         ),
-        "refldm-vq": FirstStageRecipe(),
-        "refldm-base": RefLDMRecipe(),
+        "refldm-vq": FirstStageRecipe(steps=2800, lr=3e-3, unquantised=0.6, people=3520, views=6),
+        "refldm-base": RefLDMRecipe(
+            steps=7000, lr=6e-4, warmup=300, cooldown=0.25, ema=0.999, targets=4, people=2560, views=6,
+            prediction="v_prediction", min_snr=5.0, flips=False, lq_variants=3,
+            degradations=("toy-refldm-severe", "toy-refldm-severe", "toy-refldm-train"),
+        ),
     }
 )  # fmt: skip
 

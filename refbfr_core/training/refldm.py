@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from refbfr_core.diffusion import Schedule, add_noise, make_schedule
+from refbfr_core.diffusion import Schedule, add_noise, make_schedule, predict_v
 from refbfr_core.errors import ConfigError
 from refbfr_core.faces.shards import ShardedArray
 from refbfr_core.models import ReferenceCache, denoise
@@ -87,7 +87,7 @@ class RefLDMTask:
 
     def loss(self, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """Mean squared error of the predicted noise (spec section 4), and the same by timestep band."""
-        error = noise_error(module, batch, self.schedule)
+        error = denoising_error(module, batch, self.schedule, self.recipe.prediction)
         weights = min_snr_weights(self.schedule, batch["timesteps"], self.recipe.min_snr).to(error.device)
         band = batch["timesteps"] * BANDS // len(self.schedule)
         detached, metrics = error.detach(), {}
@@ -102,7 +102,7 @@ class RefLDMTask:
 
     def evaluate(self, network: nn.Module) -> dict[str, float]:
         """Loss on unseen people with the same noise in every arm: no, one, two right and two wrong references."""
-        return denoiser_report(network, self.val, self.schedule)
+        return denoiser_report(network, self.val, self.schedule, self.recipe.prediction)
 
     def finish(self, network: nn.Module) -> None:
         """The averaged network is saved as it is."""
@@ -135,14 +135,17 @@ def make_denoiser(recipe: RefLDMRecipe, channels: int, size: int) -> UNet2DModel
     )
 
 
-def noise_error(module: nn.Module, batch: Batch, schedule: Schedule) -> Tensor:
-    """Mean squared error of the predicted noise for every target, (P k,) float32."""
+def denoising_error(module: nn.Module, batch: Batch, schedule: Schedule, prediction: str = "epsilon") -> Tensor:
+    """Mean squared error for every target, (P k,) float32: of the noise (the paper) or of the velocity v."""
     noisy = add_noise(batch["clean"], batch["noise"], batch["timesteps"], schedule)
     references, cache = batch["references"], None
     if references.shape[1]:
         cache = ReferenceCache.build(module, references).repeat_interleave(len(noisy) // len(references))
     predicted = denoise(module, torch.cat([noisy, batch["ruined"]], 1), batch["timesteps"], cache)
-    return (predicted.float() - batch["noise"]).square().mean((1, 2, 3))
+    target = batch["noise"]
+    if prediction == "v_prediction":
+        target = predict_v(batch["clean"], batch["noise"], batch["timesteps"], schedule)
+    return (predicted.float() - target).square().mean((1, 2, 3))
 
 
 def split_views(views: int, references: int, targets: int, draws: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -165,7 +168,7 @@ def spread_timesteps(count: int, total: int, draws: np.random.Generator) -> Tens
 
 
 def min_snr_weights(schedule: Schedule, timesteps: Tensor, gamma: float) -> Tensor:
-    """Weights min(snr, gamma) / snr of noise prediction (Hang et al., ICCV 2023, equation 8); all 1 for gamma 0."""
+    """Weights min(1, gamma / snr), for noise prediction those of Hang et al. (ICCV 2023, equation 8); all 1 for gamma 0."""
     if gamma <= 0:
         return torch.ones(len(timesteps))
     snr = schedule.snr.float()[timesteps.cpu()]
@@ -173,7 +176,9 @@ def min_snr_weights(schedule: Schedule, timesteps: Tensor, gamma: float) -> Tens
 
 
 @torch.no_grad()
-def denoiser_report(network: nn.Module, val: LatentCache, schedule: Schedule, people: int = 48) -> dict[str, float]:
+def denoiser_report(
+    network: nn.Module, val: LatentCache, schedule: Schedule, prediction: str = "epsilon", people: int = 48
+) -> dict[str, float]:
     """``val_<arm>``: mean squared noise error; same pictures, noise and timesteps in every arm. Views 0, 1 are
     references,
     view 2 the target; the wrong person is the next one. ``gain`` = none - right2, ``harm`` = wrong2 - right2."""
@@ -193,7 +198,7 @@ def denoiser_report(network: nn.Module, val: LatentCache, schedule: Schedule, pe
             t = (torch.arange(count) * len(schedule) // count + 7 * repeat).clamp(max=len(schedule) - 1)
             t = t[torch.randperm(count, generator=generator(0, 31, repeat))].to(device)
             batch = {"clean": target, "ruined": lq, "references": arms[arm], "noise": noise, "timesteps": t}
-            losses.append(noise_error(network, batch, schedule).mean())
+            losses.append(denoising_error(network, batch, schedule, prediction).mean())
         report[f"val_{arm}"] = float(torch.stack(losses).mean())
     return report | {
         "gain": report["val_none"] - report["val_right2"],
