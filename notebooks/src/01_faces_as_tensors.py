@@ -266,9 +266,9 @@ nb.table(
 # %% [markdown]
 # ## 6 · What a face embedder measures
 #
-# An *embedder* is a network that maps a face to a vector of length 1, here with 256 numbers. It was trained so that
-# photos of one person point in the same direction, and photos of different people do not (ArcFace, Deng et al. 2019).
-# The *cosine* of two vectors of length 1 is their inner product: 1 for the same direction, about 0 for unrelated ones.
+# An *embedder* is a network that maps a face to a list of some hundred numbers, a vector of length 1. It was trained so
+# that photos of one person point in the same direction, and photos of different people do not (ArcFace, Deng et al.
+# 2019). The *cosine* of two vectors of length 1 is their inner product: 1 for the same direction, about 0 for unrelated ones.
 #
 # The workbook has two of them, trained separately on different people: the **guide** may take part in training
 # and in guiding a sampler; the **judge** only ever scores. A restorer that has been trained to please an embedder learns
@@ -278,6 +278,8 @@ nb.table(
 from refbfr_core.weights import load_network
 
 embedders = {name: load_network(name, device=str(book.device)) for name in ("guide", "judge")}
+for name, embedder in embedders.items():
+    print(f"{name}: {embedder.config.embedding_dim} numbers, {sum(p.numel() for p in embedder.parameters()):,} parameters")
 
 
 @torch.no_grad()

@@ -205,7 +205,8 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
             network="guide", seed=1, steps=600, warmup=50, people=3520, views=6, widths=(32, 48, 96, 160),
         ),
         "embedder-judge": EmbedderRecipe(
-            network="judge", seed=2, steps=900, warmup=50, split="judge", people=1600, views=5, widths=(24, 64, 96, 144), blocks=(1, 1, 3, 1),
+            network="judge", seed=2, steps=900, warmup=50, split="judge", people=1600, views=5,
+            widths=(24, 64, 96, 144), blocks=(1, 1, 3, 1),
             degraded=0.3, degradation="toy-refldm-moderate", colour=0.35, grey=0.2, embedding=192,
         ),
         "refldm-vq": FirstStageRecipe(steps=2800, lr=3e-3, unquantised=0.6, people=3520, views=6),

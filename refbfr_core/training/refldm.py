@@ -168,7 +168,7 @@ def spread_timesteps(count: int, total: int, draws: np.random.Generator) -> Tens
 
 
 def min_snr_weights(schedule: Schedule, timesteps: Tensor, gamma: float) -> Tensor:
-    """Weights min(1, gamma / snr), for noise prediction those of Hang et al. (ICCV 2023, equation 8); all 1 for gamma 0."""
+    """Weights min(1, gamma / snr), for noise prediction those of Hang et al. (ICCV 2023, eq. 8); all 1 for gamma 0."""
     if gamma <= 0:
         return torch.ones(len(timesteps))
     snr = schedule.snr.float()[timesteps.cpu()]
