@@ -57,7 +57,7 @@ PIPELINES: MappingProxyType[str, PipelineEntry] = MappingProxyType(
             _build_refldm,
             MappingProxyType(
                 {
-                    # The paper's network predicts noise. The small one predicts v (Salimans and Ho, ICLR 2022): with the
+                    # The paper's network predicts noise, the small one v (Salimans and Ho, ICLR 2022): with the
                     # few samples two cores can afford, its colours and layout converge several times sooner.
                     "toy": MappingProxyType(
                         {"reference_encoding": "separate", "prediction": "v_prediction", "num_inference_steps": 20}
