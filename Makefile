@@ -19,7 +19,7 @@ help:
 	@echo "make test       set up and run all checks and tests"
 	@echo "make lab        set up and open the notebooks in JupyterLab"
 	@echo "make benchmark  set up and measure how fast the rooms are on this machine"
-	@echo "make figures    set up and measure what references give on unseen people: table and picture, into $(STUDY)"
+	@echo "make figures    set up and measure what references give on unseen people; writes into figures/"
 	@echo "make times      write the measured times of the notebooks into the README"
 	@echo "make lock       find exact versions anew (for maintainers)"
 	@echo "make clean      remove what runs have built; the environment stays"
@@ -46,7 +46,9 @@ benchmark: $(READY)
 
 figures: $(READY)
 	$(BIN)/refbfr evaluate references --out $(STUDY)
-	@echo "The picture is $(STUDY)/grid.png, the table $(STUDY)/table.txt."
+	$(BIN)/python -m refbfr_core.notebook.study_figure $(STUDY)
+	$(BIN)/python -m refbfr_core.notebook.contact_sheet
+	@echo "The pictures and the table are in figures/."
 
 times: $(READY)
 	$(BIN)/refbfr notebooks run --out $(OUT) --profile $(PROFILE) --measured docs/measured.json
