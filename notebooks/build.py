@@ -1,7 +1,8 @@
 """Make the notebooks from their sources: `src/NAME.py` (percent format, easy to review) becomes `NAME.ipynb`.
 
     python notebooks/build.py                 every notebook; outputs stay where the code did not change
-    python notebooks/build.py --execute 03    also run it on the toy profile; outputs, figures and times are renewed
+    python notebooks/build.py --execute 03    also run it on the toy profile; outputs and figures are renewed
+    python notebooks/build.py --execute --measure        and record the times, on a machine with nothing else to do
 
 The notebooks are committed with their outputs, so that they can be read without running anything. A test compares
 sources and notebooks cell by cell.
@@ -93,8 +94,8 @@ def write(notebook: NotebookNode, path: Path) -> None:
     write_text(path, text)
 
 
-def execute(names: list[str]) -> None:
-    """Run notebooks through the same series runner as `refbfr notebooks run`, with figures going to `figures/`."""
+def execute(names: list[str], measure: bool) -> None:
+    """Run notebooks through the series runner of `refbfr notebooks run`, with figures going to `figures/`."""
     from refbfr_core.cli.series import find_notebooks, record_times, run_series, select
     from refbfr_core.notebook.export import FIGURES_VARIABLE
 
@@ -106,7 +107,8 @@ def execute(names: list[str]) -> None:
         if not take_outputs(notebook, nbformat.read(out / f"{name}.ipynb", as_version=4)):
             raise SystemExit(f"{name} changed while it ran; run it again")
         write(notebook, HERE / f"{name}.ipynb")
-    record_times(out, ROOT / "docs" / "measured.json")
+    if measure:
+        record_times(out, ROOT / "docs" / "measured.json")
 
 
 def main() -> None:
@@ -114,6 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("only", nargs="*", help="numbers or names; all when none is given")
     parser.add_argument("--execute", action="store_true", help="run them, too")
+    parser.add_argument("--measure", action="store_true", help="record the times of this run in docs/measured.json")
     arguments = parser.parse_args()
     paths = source_paths(arguments.only)
     for path in paths:
@@ -122,7 +125,7 @@ def main() -> None:
         write(notebook, target)
         sys.stdout.write(f"{target.name}: {len(notebook.cells)} cells, {'outputs kept' if kept else 'not executed'}\n")
     if arguments.execute:
-        execute([path.stem for path in paths])
+        execute([path.stem for path in paths], arguments.measure)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ print(right.settings)
 nb.compare(
     cases.lq[hero],
     right.images[hero],
-    labels=("ruined", "restored with the right photos"),
+    labels=("ruined", "restored"),
     alt="The ruined face on the left of the divider and the face restored with photos of the same person on the right.",
 )
 

@@ -652,6 +652,11 @@ nb.check(torch.isfinite(result.images).all(), "the restoration is a picture", st
 #
 # - The denoiser of ReF-LDM has 118 million parameters and works on latents of 64 × 64 × 8 for pictures of 512 × 512; the
 #   idea and even the code of the step are the ones above.
+# - The published network predicts the noise $\varepsilon$, like ours in sections 5 to 10. The small ReF-LDM that ships with
+#   the workbook predicts $v = \sqrt{\bar\alpha}\,\varepsilon - \sqrt{1-\bar\alpha}\,x_0$ instead (Salimans and Ho 2022). Both
+#   numbers give the same pair $(\hat\varepsilon, \hat x_0)$, so process and sampler stay as they are. At large $t$ a small
+#   error in $\hat\varepsilon$ is a huge one in $\hat x_0$; asked for $v$, a network with little training gets colours and
+#   layout right much sooner.
 # - Training takes hundreds of thousands of steps on several GPUs instead of seconds, and the loss curve looks just as
 #   flat for most of that time.
 # - The best possible loss is not known for photographs. What is left is to look at pictures and to measure on people the
@@ -669,6 +674,7 @@ nb.check(torch.isfinite(result.images).all(), "the restoration is a picture", st
 #   Models*, CVPR 2022.
 # - T. Karras, M. Aittala, T. Aila, S. Laine: *Elucidating the Design Space of Diffusion-Based Generative Models*,
 #   NeurIPS 2022.
+# - T. Salimans, J. Ho: *Progressive Distillation for Fast Sampling of Diffusion Models*, ICLR 2022.
 # - S. Lin, B. Liu, J. Li, X. Yang: *Common Diffusion Noise Schedules and Sample Steps are Flawed*, WACV 2024.
 # - C.-W. Hsiao, Y.-L. Liu, C.-K. Yang, S.-P. Kuo, K. Jou, C.-P. Chen: *ReF-LDM: A Latent Diffusion Model for
 #   Reference-based Face Image Restoration*, NeurIPS 2024.
