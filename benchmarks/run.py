@@ -236,6 +236,7 @@ def _pipeline() -> tuple[Any, str]:
     from refbfr_core import load_pipeline
     from refbfr_core.diffusion import refldm_schedule, to_scheduler
     from refbfr_core.errors import WeightsError
+    from refbfr_core.models import pixels_per_latent
     from refbfr_core.pipelines import RefLDMPipeline
     from refbfr_core.training.first_stage import make_first_stage
     from refbfr_core.training.recipes import recipe
@@ -247,9 +248,10 @@ def _pipeline() -> tuple[Any, str]:
         stage, base = recipe("refldm-vq"), recipe("refldm-base")
         vq = make_first_stage(stage).eval()
         patch = base.patch_size
-        size = RESOLUTION // 2 ** (len(stage.widths) - 1) // patch
+        size = RESOLUTION // pixels_per_latent(vq) // patch
         unet = make_denoiser(base, stage.latent_channels * patch**2, size).eval()
-        pipe = RefLDMPipeline(vq, unet, to_scheduler(refldm_schedule()), patch_size=patch)
+        scheduler = to_scheduler(refldm_schedule(), prediction_type=base.prediction)
+        pipe = RefLDMPipeline(vq, unet, scheduler, patch_size=patch)
         return pipe.to("cuda" if torch.cuda.is_available() else "cpu"), "random weights"
 
 

@@ -61,6 +61,14 @@ def test_saving_leaves_the_module_alone_and_loading_leaves_the_random_state_alon
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def test_where_a_network_came_from_is_not_written_down(saved, tmp_path):
+    again = VQModel.from_pretrained(saved)
+    assert str(again.config["_name_or_path"]) == str(saved)
+    folder = save_network(again, "refldm-vq", tmp_path / "copy", CARD)
+    assert str(tmp_path) not in (folder / "config.json").read_text()
+    assert (folder / "config.json").read_text() == (saved / "config.json").read_text()
+
+
 def test_library_reader_agrees(saved, tmp_path):
     ours = load_network("refldm-vq", device="cpu", root=tmp_path).state_dict()
     theirs = VQModel.from_pretrained(saved, torch_dtype=torch.float32).state_dict()

@@ -30,9 +30,7 @@ class PipelineEntry:
     profiles: MappingProxyType[str, MappingProxyType[str, Any]]
 
 
-def _build_refldm(
-    profile: str, root: str | Path | None, *, prediction: str, **configuration: Any
-) -> DiffusionPipeline:
+def _build_refldm(profile: str, root: str | Path | None, *, prediction: str, **configuration: Any) -> DiffusionPipeline:
     from refbfr_core.diffusion import refldm_schedule, to_scheduler
     from refbfr_core.pipelines.refldm import RefLDMPipeline, patch_size_between
     from refbfr_core.weights import load_network

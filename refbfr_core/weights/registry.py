@@ -70,6 +70,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 "face embedder that only scores results (IDS and Deg); it never takes part in a training or a guidance",
                 _face_embedder,
                 "embedder-judge",
+                shipped=True,
             ),
             NetworkEntry(
                 "guide",
@@ -82,6 +83,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 "first stage of ReF-LDM: image to latent and back through a codebook",
                 _vq_model,
                 "refldm-vq",
+                shipped=True,
                 published=MappingProxyType(
                     {"paper": PublishedFile(_REFLDM_PAGE, "vqgan.ckpt", "non-commercial (authors' README)")}
                 ),

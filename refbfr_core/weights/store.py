@@ -148,6 +148,7 @@ def _write_folder(module: nn.Module, name: str, root: Path, about: dict[str, Any
     partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=root))
     try:
         _converted(module, dtype).save_pretrained(partial, safe_serialization=True, max_shard_size=_SHARD_SIZE)
+        _forget_origin(partial / _CONFIG)
         files = [_describe(path) for path in sorted(partial.iterdir())]
         _refuse_large(name, files)
         record = {
@@ -212,6 +213,13 @@ def _load_state(network: nn.Module, folder: Path, record: Mapping[str, Any]) -> 
         raise WeightsError(
             f"the weights in {folder} do not fit the network in its {_CONFIG}: {error} Export the network again."
         ) from error
+
+
+def _forget_origin(path: Path) -> None:
+    """Takes the folder a network was once loaded from out of its configuration: it says nothing to anybody else."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
