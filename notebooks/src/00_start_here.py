@@ -19,7 +19,7 @@ seed = 0  # every random number below follows from it
 people = 8  # how many people are restored
 references = 4  # how many photos of each person help
 preset = "toy-refldm-severe"  # how the pictures are ruined; "refldm-severe" for the paper profile
-steps = 25  # denoising steps; notebook 03 explains them
+steps = 10  # denoising steps; notebook 03 explains them
 hero = 0  # the person shown large
 
 # %%

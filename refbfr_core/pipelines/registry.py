@@ -58,7 +58,7 @@ PIPELINES: MappingProxyType[str, PipelineEntry] = MappingProxyType(
                     # The paper's network predicts noise, the small one v (Salimans and Ho, ICLR 2022): with the
                     # few samples two cores can afford, its colours and layout converge several times sooner.
                     "toy": MappingProxyType(
-                        {"reference_encoding": "separate", "prediction": "v_prediction", "num_inference_steps": 20}
+                        {"reference_encoding": "separate", "prediction": "v_prediction", "num_inference_steps": 10}
                     ),
                     "paper": MappingProxyType({"reference_encoding": "strip", "prediction": "epsilon"}),
                 }

@@ -211,7 +211,7 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
         ),
         "refldm-vq": FirstStageRecipe(steps=2800, lr=3e-3, unquantised=0.6, people=3520, views=6),
         "refldm-base": RefLDMRecipe(
-            steps=7000, lr=6e-4, warmup=300, cooldown=0.25, ema=0.999, targets=4, people=2560, views=6,
+            steps=5800, lr=6e-4, warmup=300, cooldown=0.25, ema=0.999, targets=4, people=2560, views=6,
             prediction="v_prediction", min_snr=5.0, flips=False, lq_variants=3,
             degradations=("toy-refldm-severe", "toy-refldm-severe", "toy-refldm-train"),
         ),

@@ -93,6 +93,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 "denoiser of ReF-LDM, conditioned on the degraded latent and, through CacheKV, on reference latents",
                 _unet_2d,
                 "refldm-base",
+                shipped=True,
                 published=MappingProxyType(
                     {"paper": PublishedFile(_REFLDM_PAGE, "refldm.ckpt", "non-commercial (authors' README)")}
                 ),
