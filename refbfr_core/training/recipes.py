@@ -202,7 +202,7 @@ class RefLDMRecipe(Recipe):
 RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
     {
         "embedder-guide": EmbedderRecipe(
-            network="guide", seed=1, steps=600, warmup=50, people=3520, views=6, widths=(32, 48, 96, 160),
+            network="guide", seed=1, steps=600, warmup=50, people=1200, views=6, widths=(32, 48, 96, 160), degraded=0.4,
         ),
         "embedder-judge": EmbedderRecipe(
             network="judge", seed=2, steps=900, warmup=50, split="judge", people=1600, views=5,

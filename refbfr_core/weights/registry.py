@@ -77,6 +77,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 "face embedder that losses and guidance may use; it never scores a result",
                 _face_embedder,
                 "embedder-guide",
+                shipped=True,
             ),
             NetworkEntry(
                 "refldm-vq",
