@@ -12,7 +12,7 @@ from refbfr_core.errors import ConfigError, ImageContractError, UnknownNameError
 from refbfr_core.images import MAX_REFERENCES, from_network, to_uint8
 from refbfr_core.models import ReferenceCache, decode_latents, denoise, encode_latents
 from refbfr_core.pipelines import RefLDMPipeline, encode_references
-from refbfr_core.pipelines.refldm import _filled_rows
+from refbfr_core.pipelines.rows import in_groups, row_groups
 from refbfr_core.weights import save_network
 
 SIDE = 32
@@ -213,17 +213,28 @@ def test_scale_one_evaluates_one_branch_and_no_references_none(pipe, lq, referen
     assert rows == [4] * STEPS
     rows.clear()
     pipe(lq, references, guidance_scale=1.0)
-    assert rows == [8] + [4] * STEPS  # four people's two references in one pass, once a call
+    assert rows == [4] * 2 + [4] * STEPS  # four people's two references once a call
     rows.clear()
     pipe(lq, references, guidance_scale=1.5)
-    assert rows == [16] + [8] * STEPS
+    assert rows == [4] * 4 + [4] * 2 * STEPS  # twice the rows: null references and references
+    rows.clear()
+    pipe(lq[:1], references[:1], guidance_scale=1.5)
+    assert rows == [4] * 2 + [4] * STEPS  # a single person fills a group
 
 
-@pytest.mark.parametrize(("count", "branches", "filled"), [(1, 1, 4), (4, 1, 4), (5, 1, 8), (1, 2, 2), (3, 2, 4)])
-def test_rows_are_filled_up_to_groups_of_four(count, branches, filled):
-    rows = _filled_rows(count, branches)
-    assert len(rows) == filled and (filled * branches) % 4 == 0
-    assert rows[:count].tolist() == list(range(count)) and rows.max() < count
+@pytest.mark.parametrize(("count", "size", "groups"), [(1, 4, 1), (4, 4, 1), (5, 4, 2), (1, 2, 1), (3, 2, 2)])
+def test_rows_come_in_full_groups(count, size, groups):
+    rows = row_groups(count, size)
+    assert [len(group) for group in rows] == [size] * groups
+    together = torch.cat(rows)
+    assert together[:count].tolist() == list(range(count)) and together.max() < count
+
+
+def test_functions_see_full_groups_and_copies_are_thrown_away():
+    seen = []
+    values = torch.arange(5.0)
+    assert torch.equal(in_groups(lambda rows: seen.append(len(rows)) or rows * 2, values), values * 2)
+    assert seen == [4, 4]
 
 
 def test_guidance_is_the_spec_formula_with_zero_latents_as_null_references(pipe, lq, references):

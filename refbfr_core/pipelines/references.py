@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from refbfr_core.errors import unknown_name
 from refbfr_core.models import encode_latents
+from refbfr_core.pipelines.rows import in_groups
 
 if TYPE_CHECKING:
     from diffusers import VQModel
@@ -41,7 +43,7 @@ def encode_references(
     if mask is None:
         mask = torch.ones(references.shape[:2], dtype=torch.bool, device=references.device)
     if encoding == "separate":
-        chosen = encode_latents(vq, references[mask], patch_size)
+        chosen = in_groups(partial(encode_latents, vq, patch_size=patch_size), references[mask])
     else:
         # One strip a person: padding must not take part in the statistics of the pictures beside it.
         strips = [

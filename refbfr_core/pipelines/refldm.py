@@ -37,9 +37,7 @@ from refbfr_core.pipelines.base import (
     evaluating,
 )
 from refbfr_core.pipelines.references import ENCODINGS, encode_references
-
-ROW_GROUP = 4
-"""Rows of the denoiser's batch are filled up to a multiple of this, see `_filled_rows`."""
+from refbfr_core.pipelines.rows import ROW_GROUP, in_groups, row_groups
 
 
 class RefLDMPipeline(DiffusionPipeline):
@@ -126,7 +124,7 @@ class RefLDMPipeline(DiffusionPipeline):
             eta: DDIM noise share, 0 is deterministic.
             seed: an int s gives image i the seed s + i, a list gives one each; default 0.
             generator: instead of `seed`, one CPU `torch.Generator` an image; drawing advances them.
-            guidance_as_batch: evaluate both branches as one batch of 2B, or one after the other with half the memory.
+            guidance_as_batch: evaluate both branches in one call of the network, or one after the other.
             callback: called after every step with its `refbfr_core.diffusion.StepState`.
             trace: record the trajectory into the result.
 
@@ -144,7 +142,8 @@ class RefLDMPipeline(DiffusionPipeline):
         recorder = Trace() if trace else None
 
         with evaluating(self.vq, self.unet), self.progress_bar(total=len(timesteps)) as bar:
-            lq_latent = encode_latents(self.vq, lq, self.config.patch_size)
+            patch_size = self.config.patch_size
+            lq_latent = in_groups(lambda rows: encode_latents(self.vq, rows, patch_size), lq)
             predict = self._denoiser(inputs, lq_latent, scale, guidance_as_batch)
 
             def step_done(state: StepState) -> None:
@@ -164,7 +163,8 @@ class RefLDMPipeline(DiffusionPipeline):
                 callback=step_done,
                 trace=recorder,
             )
-            decoded = decode_latents(self.vq, latent.to(lq_latent.dtype), self.config.patch_size).float()
+            latent = latent.to(lq_latent.dtype)
+            decoded = in_groups(lambda rows: decode_latents(self.vq, rows, patch_size), latent).float()
         images = from_network(check_decoded(decoded)).to(lq.device)
         settings = RestorationSettings(
             method="ReF-LDM",
@@ -182,44 +182,48 @@ class RefLDMPipeline(DiffusionPipeline):
     def _denoiser(self, inputs: RestorationInputs, lq_latent: Tensor, scale: float, as_batch: bool) -> Predict:
         """The denoiser with the conditions of one call bound to it, guided when there are references."""
         guided = inputs.references is not None and scale != 1.0
-        rows = _filled_rows(len(lq_latent), branches=2 if guided and as_batch else 1).to(lq_latent.device)
-        lq_latent = lq_latent[rows]
+        copies = 2 if guided and as_batch else 1
+        groups = [rows.to(lq_latent.device) for rows in row_groups(len(lq_latent), ROW_GROUP // copies)]
+        group_caches = self._caches(inputs, groups, guided, as_batch)
 
-        def run(x_t: Tensor, t: int, cache: ReferenceCache | None, branches: int = 1) -> list[Tensor]:
-            joined = torch.cat([x_t[rows].to(lq_latent.dtype), lq_latent], dim=1)
-            output = denoise(self.unet, torch.cat([joined] * branches), t, cache)
-            return [branch[: len(x_t)] for branch in output.chunk(branches)]
+        def predict(x_t: Tensor, t: int) -> Tensor:
+            outputs = []
+            for rows, caches in zip(groups, group_caches, strict=True):
+                joined = torch.cat([x_t[rows].to(lq_latent.dtype), lq_latent[rows]], dim=1)
+                joined = torch.cat([joined] * copies)
+                branches = torch.cat([denoise(self.unet, joined, t, cache) for cache in caches])
+                outputs.append(classifier_free_guidance(*branches.chunk(2), scale) if guided else branches)
+            return torch.cat(outputs)[: len(x_t)]
 
+        return predict
+
+    def _caches(
+        self, inputs: RestorationInputs, groups: list[Tensor], guided: bool, as_batch: bool
+    ) -> list[tuple[ReferenceCache | None, ...]]:
+        """References of every group, run once for the whole call: one cache for each call of the denoiser in a step.
+
+        Guidance needs [null, references], as in the release: null references are latents of zeros that keep their
+        number and their place in the softmax. They share a cache, or have one each.
+        """
         if inputs.references is None:
-            return lambda x_t, t: run(x_t, t, None)[0]
+            return [(None,)] * len(groups)
         latents = encode_references(
             self.vq,
             inputs.references,
             inputs.mask,
             patch_size=self.config.patch_size,
             encoding=self.config.reference_encoding,
-        )[rows]
-        mask = inputs.mask.to(rows.device)[rows]
-        if not guided:
-            cache = ReferenceCache.build(self.unet, latents, mask)
-            return lambda x_t, t: run(x_t, t, cache)[0]
-        # Rows [null, references], as in the release; null references keep their number and their place in the softmax.
-        both = ReferenceCache.build(self.unet, torch.cat([torch.zeros_like(latents), latents]), torch.cat([mask, mask]))
-        if as_batch:
-            return lambda x_t, t: classifier_free_guidance(*run(x_t, t, both, branches=2), scale)
-        null, given = both.select(slice(len(rows))), both.select(slice(len(rows), None))
-        return lambda x_t, t: classifier_free_guidance(run(x_t, t, null)[0], run(x_t, t, given)[0], scale)
-
-
-def _filled_rows(count: int, branches: int) -> Tensor:
-    """Indices of `count` images, repeated until the network sees a multiple of four rows.
-
-    Matrix libraries on a CPU take other kernels for one, two or three rows, with other last bits. That is far below a
-    grey level, but the codebook turns a near-tie between two codes into a visible patch, and a picture restored alone
-    would now and then differ from the same picture in a batch. With full groups of four both get the same kernels.
-    """
-    group = ROW_GROUP // branches
-    return torch.arange(-(-count // group) * group) % count
+        )
+        mask = inputs.mask.to(latents.device)
+        caches: list[tuple[ReferenceCache | None, ...]] = []
+        for rows in groups:
+            own, used = latents[rows], mask[rows]
+            if guided:
+                own, used = torch.cat([torch.zeros_like(own), own]), torch.cat([used, used])
+            cache = ReferenceCache.build(self.unet, own, used, chunk_size=ROW_GROUP)
+            halves = (slice(len(rows)), slice(len(rows), None))
+            caches.append((cache,) if as_batch or not guided else tuple(cache.select(half) for half in halves))
+        return caches
 
 
 def patch_size_between(vq: VQModel, unet: UNet2DModel) -> int:
