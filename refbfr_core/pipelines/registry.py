@@ -57,8 +57,15 @@ PIPELINES: MappingProxyType[str, PipelineEntry] = MappingProxyType(
                 {
                     # The paper's network predicts noise, the small one v (Salimans and Ho, ICLR 2022): with the
                     # few samples two cores can afford, its colours and layout converge several times sooner.
+                    # Ten steps keep a restoration live on two cores. Scale chosen on 64 people of split "val":
+                    # 2 brings more identity than the paper's 1.5 and costs 0.07 dB; above 2.5 only the pixels change.
                     "toy": MappingProxyType(
-                        {"reference_encoding": "separate", "prediction": "v_prediction", "num_inference_steps": 10}
+                        {
+                            "reference_encoding": "separate",
+                            "prediction": "v_prediction",
+                            "num_inference_steps": 10,
+                            "guidance_scale": 2.0,
+                        }
                     ),
                     "paper": MappingProxyType({"reference_encoding": "strip", "prediction": "epsilon"}),
                 }

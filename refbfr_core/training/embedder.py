@@ -35,6 +35,7 @@ class MarginHead(nn.Module):
         self.directions = nn.Parameter(0.05 * torch.randn(people, embedder.config.embedding_dim))
 
     def forward(self, faces: Tensor, labels: Tensor, margin: float) -> Tensor:
+        """Logits (B, people) of faces (B, 3, 112, 112) in [-1, 1] with person numbers ``labels`` (B,)."""
         embedding = self.embedder(faces)
         with torch.autocast(faces.device.type, enabled=False):
             # Angles near 0 need more than bf16's eight bits.

@@ -43,6 +43,7 @@ class Autoencoder(nn.Module):
         self.vq = vq
 
     def forward(self, images: Tensor, quantise: bool, noise: float) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Reconstruct images (B, 3, h, w) in [-1, 1]; ``noise`` is in units of the latents' own spread."""
         latents = self.vq.encode(fold_pixels(self.vq, images)).latents.float()
         if quantise:
             mixed, codebook_loss, (_, _, chosen) = self.vq.quantize(latents)
