@@ -146,6 +146,8 @@ def test_start_prints_what_the_run_is_made_with(capsys, tmp_path, monkeypatch):
     assert "toy profile, seed 7" in printed and f"torch {versions()['torch']}" in printed and "time: " in printed
     monkeypatch.setenv("REFBFR_FIGURES", str(tmp_path))
     session.save(line_figure(), "line", alt=ALT, points=2)
+    with pytest.raises(ConfigError, match="max_bytes=50"):
+        session.save(line_figure(), "too_small", alt=ALT, max_bytes=50)
     sidecar = json.loads((tmp_path / "line.json").read_text())
     assert sidecar["made_by"] == "notebooks/03_diffusion_from_scratch.ipynb"
     assert sidecar["settings"] == {"profile": "toy", "seed": 7, "points": 2}

@@ -20,7 +20,7 @@ people = 8  # how many people are restored
 references = 4  # how many photos of each person help
 preset = "toy-refldm-severe"  # how the pictures are ruined; "refldm-severe" for the paper profile
 steps = 10  # denoising steps; notebook 03 explains them
-hero = 0  # the person shown large
+hero = 4  # the person shown large
 
 # %%
 import time
@@ -97,8 +97,9 @@ book.save(figure, "00_three_restorations", kind="jpg", people=people, references
 
 # %% [markdown]
 # Take your time with this picture. Compare each restoration with the truth, and then with the person in the last column.
-# Without photos the network invents a plausible face. With the right photos, details come back that the ruined picture
-# does not contain at all. With the wrong photos, features of a stranger appear, just as sharp.
+# Without photos the network invents a plausible face: look for hair that was never there. With the right photos, things
+# come back that the ruined picture does not contain. With the wrong photos, features of a stranger appear, just as
+# clearly. (Eyes and mouths stay soft in all columns: the network is small and was trained for about an hour.)
 #
 # ## 3 · Measure it
 #
@@ -154,7 +155,7 @@ nb.beside_paper(
 # %% [markdown]
 # ## 4 · A restored face is a guess
 #
-# You have just seen the most important lesson of this workbook. The three restorations of one ruined picture look
+# You have just seen the most important lesson of this workbook. The three restorations of one ruined picture look about
 # equally convincing, and at most one of them can be right. The network cannot tell you which: with the wrong photos it
 # produces a sharp face with features of somebody who was never there. In a real case nobody holds the truth beside it.
 #
@@ -186,8 +187,8 @@ wrong_arm = "wrong person's photos"
 nb.check_interval_above(to_stranger[wrong_arm] - to_stranger["no photos"], 0.0, "wrong photos pull the face towards the wrong person")
 again = pipe(lq[hero : hero + 1], cases.right[hero : hero + 1].to(device), num_inference_steps=steps, seed=cases.seeds[hero])
 nb.check_close(again.images[0].cpu(), right.images[hero].cpu(), 1.01 / 255, "alone or in the batch: the same picture up to one grey level")
-nb.check_above(float(psnr["right person's photos"].mean()), float(psnr["ruined, not restored"].mean()) - 1.0,
-               "restoring does not lose more than 1 dB against the ruined input")
+nb.check_above(float(psnr["right person's photos"].mean()), float(psnr["ruined, not restored"].mean()),
+               "the restoration is closer to the truth than the ruined picture (mean PSNR)")
 
 # %% [markdown]
 # ## Exercises

@@ -363,8 +363,8 @@ nb.check_below(cosine_clean, float(same_person.quantile(0.25)), "and the judge s
 #     print(name, float(metrics.compute("psnr", bad, faces).mean()), float(metrics.compute("ids", bad, faces).mean()))
 # ```
 #
-# Shrinking costs most identity, because it removes the shape of the features. Compare the PSNR values: similar PSNR can
-# go with very different identity.
+# Shrinking costs most identity, because it removes the shape of the features. Compare it with noise: about the same PSNR,
+# but very different identity.
 #
 # </details>
 #

@@ -21,7 +21,7 @@ seed = 0  # every random number below follows from it
 training_steps = 2000  # of the small network in the plane
 points = 1000  # how many points each sampler draws
 preset = "toy-refldm-severe"  # how the face in the last section is ruined; "refldm-severe" for the paper profile
-face_steps = 25  # denoising steps for that face
+face_steps = 10  # denoising steps for that face; the published network is used with 50 or 100
 
 # %%
 import math
@@ -100,8 +100,8 @@ nb.frame_strip(
     frames,
     [f"t = {t}" for t in times],
     alt="A drawn face disappears in coloured noise as t grows from 0 to 999.",
-    max_bytes=45_000,
-    still_frames=4,
+    max_bytes=32_000,
+    still_frames=3,
 )
 
 # %% [markdown]
@@ -174,7 +174,7 @@ figure = nb.image_grid(
     row_labels=["noisy", "true noise", "10 % wrong"],
     column_labels=magnification,
 )
-nb.show(figure, kind="jpg", max_bytes=45_000, alt="Six columns of growing noise: with the true noise the face comes back exactly; with a slightly "
+nb.show(figure, kind="jpg", max_bytes=32_000, alt="Six columns of growing noise: with the true noise the face comes back exactly; with a slightly "
         "wrong noise it is fine at t = 50, grainy at 700 and unrecognisable at 999.")
 
 # %% [markdown]
@@ -193,7 +193,7 @@ data, labels = world.sample(20_000, random(5))
 figure, axes = nb.blank_figure(1, 4, cell_width=1.8, cell_height=1.9)
 for ax, t in zip(axes[0], (0, 100, 300, 999)):
     noise = torch.randn(data.shape, generator=random(6))
-    nb.scatter(ax, diffusion.add_noise(data, noise, t, schedule)[:points], labels[:points], title=f"t = {t}")
+    nb.scatter(ax, diffusion.add_noise(data, noise, t, schedule)[:600], labels[:600], title=f"t = {t}")
 nb.show(figure, alt="Nine blobs of points on a ring, in three colours, dissolve into one round cloud as t grows.")
 
 # %% [markdown]
@@ -527,7 +527,12 @@ print("                              alone            ", usual_alone[0].tolist()
 # Everything above carries over to faces. ReF-LDM works on *latents*: a first network (VQGAN) shrinks the picture to a
 # small grid of numbers, diffusion happens there, and the same network turns the result back into pixels. Two conditions
 # enter the denoiser: the ruined picture, and other photos of the same person. Notebook 00 shows what it can do; here we
-# watch it work. `trace=True` keeps the estimate $\hat x_0$ of every step, and we decode a few of them.
+# watch it work. `trace=True` keeps the estimate $\hat x_0$ of every step, and we decode them.
+#
+# One detail differs from section 5. The published network predicts the noise; the small one that ships predicts
+# $v = \sqrt{\bar\alpha_t}\,\varepsilon - \sqrt{1-\bar\alpha_t}\,x_0$ (Salimans and Ho 2022), because that trains faster.
+# Nothing else changes: from $x_t$ and any one of $\varepsilon$, $x_0$ and $v$ the other two follow
+# (`diffusion.eps_and_x0`), and the sampler uses them as before.
 
 # %%
 import refbfr_core
@@ -538,23 +543,23 @@ pipe = refbfr_core.load_pipeline("refldm", profile=profile, device=str(book.devi
 pipe.set_progress_bar_config(disable=True)
 
 big = ToyFaces(pipe.resolution)
-photos = big.render(person, big.views(person, 3, seed=seed)).images.clone().to(book.device)  # (1, 3, 3, H, W)
+photos = big.render(person, big.views(person, 5, seed=seed)).images.clone().to(book.device)  # (1, 5, 3, H, W)
 target, references = photos[:, 0], photos[:, 1:]
 lq, record = Degradation.preset(preset)(target, seed=seed)
 print(record[0].describe())
 
 result = pipe(lq, references, num_inference_steps=face_steps, seed=seed, trace=True)
-print(result.settings)
+print(f"{result.settings}; the network predicts {pipe.scheduler.config.prediction_type}")
 
 # %%
 latents = result.trace.stack("x0")  # (steps, 1, C, h, w)
-chosen = sorted({*range(0, len(latents), max(1, len(latents) // 10)), len(latents) - 1})
+chosen = sorted({*range(0, len(latents), -(-len(latents) // 10)), len(latents) - 1})  # at most eleven
 with torch.no_grad():
     decoded = decode_latents(pipe.vq, latents[chosen, 0].to(book.device), pipe.config.patch_size)
 frames = [lq[0], *from_network(decoded), target[0]]
 names = ["ruined", *(f"estimate at t = {result.trace.timesteps[i]}" for i in chosen), "truth"]
 nb.frame_strip(frames, names, alt="The estimate of the clean face during restoration: blurred and average at first, then with "
-               "clearer eyes, mouth and hair, beside the ruined input and the true face.")
+               "clearer eyes, mouth and hair, beside the ruined input and the true face.", max_bytes=45_000, still_frames=4)
 
 # %% [markdown]
 # The first estimates are blurred: they are averages over all faces that fit (section 5). Detail appears as the choice
@@ -627,7 +632,7 @@ nb.check(torch.isfinite(result.images).all(), "the restoration is a picture", st
 # print((back - clean).norm(dim=1).mean(), (world.nearest_label(back) != kind).float().mean())
 # ```
 #
-# Some points cross over to a neighbouring blob of another class. The more noise is added, the more freedom the model has
+# A large part of the points ends in another class, usually the next one on the ring. The more noise is added, the more freedom the model has
 # to change what was there: more damage can be repaired, and more of the identity can be lost. Notebook 02 asks the same
 # question about ruined faces.
 #
@@ -669,6 +674,7 @@ nb.check(torch.isfinite(result.images).all(), "the restoration is a picture", st
 # - J. Ho, A. Jain, P. Abbeel: *Denoising Diffusion Probabilistic Models*, NeurIPS 2020.
 # - J. Song, C. Meng, S. Ermon: *Denoising Diffusion Implicit Models*, ICLR 2021.
 # - A. Nichol, P. Dhariwal: *Improved Denoising Diffusion Probabilistic Models*, ICML 2021.
+# - T. Salimans, J. Ho: *Progressive Distillation for Fast Sampling of Diffusion Models*, ICLR 2022 (v-prediction).
 # - J. Ho, T. Salimans: *Classifier-Free Diffusion Guidance*, 2022.
 # - R. Rombach, A. Blattmann, D. Lorenz, P. Esser, B. Ommer: *High-Resolution Image Synthesis with Latent Diffusion
 #   Models*, CVPR 2022.

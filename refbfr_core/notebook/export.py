@@ -182,7 +182,7 @@ def _encode(figure: Figure, kind: str, max_bytes: int) -> bytes:
 
 def _jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85, subsampling=0)
+    image.save(buffer, "JPEG", quality=84)
     return buffer.getvalue()
 
 

@@ -29,7 +29,16 @@ class Session:
     seed: int
     device: torch.device
 
-    def save(self, figure: Figure, name: str, *, alt: str, kind: str = "png", **settings: object) -> Picture:
+    def save(
+        self,
+        figure: Figure,
+        name: str,
+        *,
+        alt: str,
+        kind: str = "png",
+        max_bytes: int = 80_000,
+        **settings: object,
+    ) -> Picture:
         """Export a figure with this notebook, its profile and its seed in the sidecar; see `save_figure`. Returns it
         for display.
         """
@@ -38,6 +47,7 @@ class Session:
             name,
             alt=alt,
             kind=kind,
+            max_bytes=max_bytes,
             made_by=f"notebooks/{self.notebook}.ipynb",
             settings={"profile": self.profile, "seed": self.seed, **settings},
         )
