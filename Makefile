@@ -20,7 +20,7 @@ help:
 	@echo "make lab        set up and open the notebooks in JupyterLab"
 	@echo "make benchmark  set up and measure how fast the rooms are on this machine"
 	@echo "make figures    set up and measure what references give on unseen people; writes into figures/"
-	@echo "make times      write the measured times of the notebooks into the README"
+	@echo "make times      run and measure the notebooks, renew their outputs, write the times into the README"
 	@echo "make lock       find exact versions anew (for maintainers)"
 	@echo "make clean      remove what runs have built; the environment stays"
 
@@ -51,7 +51,7 @@ figures: $(READY)
 	@echo "The pictures and the table are in figures/."
 
 times: $(READY)
-	$(BIN)/refbfr notebooks run --out $(OUT) --profile $(PROFILE) --measured docs/measured.json
+	$(BIN)/python notebooks/build.py --execute --measure
 	$(BIN)/python docs/times.py
 
 # The stamp is written last, so an interrupted set-up is taken up again and a finished one costs nothing.

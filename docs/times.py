@@ -1,6 +1,6 @@
 """Write the table of notebooks in README.md, with the times in docs/measured.json; `make times` calls it.
 
-The times come from `refbfr notebooks run --measured docs/measured.json`. No time in the README is typed by hand.
+The times come from `notebooks/build.py --execute --measure`. No time in the README is typed by hand.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ sources and notebooks cell by cell.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -96,19 +97,30 @@ def write(notebook: NotebookNode, path: Path) -> None:
 
 def execute(names: list[str], measure: bool) -> None:
     """Run notebooks through the series runner of `refbfr notebooks run`, with figures going to `figures/`."""
-    from refbfr_core.cli.series import find_notebooks, record_times, run_series, select
+    from refbfr_core.cli.series import describe_machine, find_notebooks, run_series, select
     from refbfr_core.notebook.export import FIGURES_VARIABLE
 
     out = ROOT / "build" / "notebooks"
     os.environ[FIGURES_VARIABLE] = str(ROOT / "figures")
-    run_series(select(find_notebooks(HERE), names), out, force=True, report=lambda line: sys.stdout.write(line + "\n"))
+    series = select(find_notebooks(HERE), names)
+    outcomes = run_series(series, out, force=True, report=lambda line: sys.stdout.write(line + "\n"))
     for name in names:
         notebook = converted(HERE / "src" / f"{name}.py")
         if not take_outputs(notebook, nbformat.read(out / f"{name}.ipynb", as_version=4)):
             raise SystemExit(f"{name} changed while it ran; run it again")
         write(notebook, HERE / f"{name}.ipynb")
     if measure:
-        record_times(out, ROOT / "docs" / "measured.json")
+        record({outcome.name: outcome.seconds for outcome in outcomes}, describe_machine())
+
+
+def record(seconds: dict[str, float], machine: str) -> None:
+    """Write measured times into `docs/measured.json`; entries of other notebooks stay as they are."""
+    from refbfr_core.files import write_text
+
+    path = ROOT / "docs" / "measured.json"
+    known = json.loads(path.read_text(encoding="utf-8"))["notebooks"] if path.is_file() else {}
+    known |= {name: {"seconds": round(value, 1), "machine": machine} for name, value in seconds.items()}
+    write_text(path, json.dumps({"notebooks": known}, indent=2, sort_keys=True) + "\n")
 
 
 def main() -> None:
@@ -122,6 +134,7 @@ def main() -> None:
     for path in paths:
         notebook, target = converted(path), HERE / f"{path.stem}.ipynb"
         kept = target.is_file() and take_outputs(notebook, nbformat.read(target, as_version=4))
+        kept = kept and any(cell.get("outputs") for cell in notebook.cells)
         write(notebook, target)
         sys.stdout.write(f"{target.name}: {len(notebook.cells)} cells, {'outputs kept' if kept else 'not executed'}\n")
     if arguments.execute:

@@ -127,6 +127,8 @@ nb.table(
 )
 
 # %% [markdown]
+# Read the row of the wrong photos first: which of the two people does the judge see in the result?
+#
 # A mean over a few people can be luck. So we look at the *difference* for each person (the same ruined picture, the same
 # noise) and at an interval for its mean: if many sets of so many people were drawn, about 95 % of such intervals would
 # contain the true mean. If the interval stays away from zero, the effect is not luck.

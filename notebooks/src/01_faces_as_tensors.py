@@ -156,8 +156,8 @@ print(f"{len(IDENTITY_NAMES)} identity numbers, among them:", ", ".join(IDENTITY
 print(f"{len(VIEW_NAMES)} view numbers, among them:", ", ".join(VIEW_NAMES[::4]))
 
 sheet = toy.render(crowd[:5], toy.views(crowd[:5], 7, seed=seed + 1)).images.clone()
-figure = nb.image_grid(sheet, row_labels=[f"person {i}" for i in range(5)], cell=1.05)
-book.save(figure, "01_people_and_views", kind="jpg", max_bytes=45_000, alt="Five rows of seven drawn faces; each row shows one person in different poses, "
+figure = nb.image_grid(sheet, row_labels=[f"person {i}" for i in range(5)], cell=0.7)
+book.save(figure, "01_people_and_views", kind="jpg", max_bytes=50_000, alt="Five rows of seven drawn faces; each row shows one person in different poses, "
           "expressions, light and with or without glasses.")
 
 # %% [markdown]
@@ -182,8 +182,8 @@ def turn_view(person, name):
 who = crowd[7]
 identity_knobs = ["head_width", "nose_width", "eye_spacing", "skin_tone", "age", "hair_tone"]
 rows = [turn_identity(who, name) for name in identity_knobs]
-figure = nb.image_grid(torch.stack(rows), row_labels=identity_knobs, column_labels=[f"{v:+g}" for v in turns], cell=0.95)
-book.save(figure, "01_identity_knobs", kind="jpg", max_bytes=45_000, alt="Six rows of five faces: turning one identity number at a time makes the head wider, "
+figure = nb.image_grid(torch.stack(rows), row_labels=identity_knobs, column_labels=[f"{v:+g}" for v in turns], cell=0.7)
+book.save(figure, "01_identity_knobs", kind="jpg", max_bytes=50_000, alt="Six rows of five faces: turning one identity number at a time makes the head wider, "
           "the nose broader, the eyes further apart, the skin darker, the person older and the hair another colour.")
 
 # %% [markdown]
@@ -193,8 +193,8 @@ book.save(figure, "01_identity_knobs", kind="jpg", max_bytes=45_000, alt="Six ro
 # %%
 view_knobs = ["yaw", "pitch", "smile", "light_azimuth", "exposure", "glasses"]
 rows = [turn_view(who, name) for name in view_knobs]
-figure = nb.image_grid(torch.stack(rows), row_labels=view_knobs, column_labels=[f"{v:+g}" for v in turns], cell=0.95)
-book.save(figure, "01_view_knobs", kind="jpg", max_bytes=45_000, alt="Six rows of five faces of one person: the head turns sideways, then up and down, the mouth "
+figure = nb.image_grid(torch.stack(rows), row_labels=view_knobs, column_labels=[f"{v:+g}" for v in turns], cell=0.7)
+book.save(figure, "01_view_knobs", kind="jpg", max_bytes=50_000, alt="Six rows of five faces of one person: the head turns sideways, then up and down, the mouth "
           "smiles, the light moves from one side to the other, the picture gets brighter, glasses appear.")
 
 # %% [markdown]

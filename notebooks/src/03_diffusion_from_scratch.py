@@ -100,7 +100,7 @@ nb.frame_strip(
     frames,
     [f"t = {t}" for t in times],
     alt="A drawn face disappears in coloured noise as t grows from 0 to 999.",
-    max_bytes=32_000,
+    max_bytes=27_000,
     still_frames=3,
 )
 
@@ -116,7 +116,7 @@ nb.frame_strip(
 # $\bar\alpha_t/(1-\bar\alpha_t)$ shows the differences best, on a logarithmic axis.
 
 # %%
-figure, (axes,) = nb.blank_figure(1, 2, cell_width=3.6)
+figure, (axes,) = nb.blank_figure(1, 2, cell_width=3.2, cell_height=2.2)
 for name in ("refldm", "pdgrad", "diffmac", "cosine"):
     each = diffusion.make_schedule(name)
     axes[0].plot(each.sqrt_alphas_cumprod, label=name)
@@ -160,22 +160,24 @@ nb.beside_paper(
 # $$\hat x_0 = \frac{x_t - \sqrt{1-\bar\alpha_t}\;\hat\varepsilon}{\sqrt{\bar\alpha_t}}$$
 #
 # With the true noise this is exact at every $t$. A network's estimate is never exact, and the formula multiplies its
-# error by $\sqrt{1-\bar\alpha_t}/\sqrt{\bar\alpha_t}$. Below, the estimate is wrong by the same 10 % everywhere.
+# error by $\sqrt{1-\bar\alpha_t}/\sqrt{\bar\alpha_t}$, the factor above each column below. There the estimate is wrong by
+# the same 10 % everywhere.
 
 # %%
 clumsy = face_noise + 0.1 * torch.randn(face.shape, generator=random(4))
 estimates, magnification = [], []
-for t in (50, 300, 500, 700, 850, 999):
+for t in (50, 300, 600, 850, 999):
     x_t = diffusion.add_noise(to_network(face), face_noise, t, schedule)
     estimates.append((x_t, diffusion.predict_x0(x_t, face_noise, t, schedule), diffusion.predict_x0(x_t, clumsy, t, schedule)))
-    magnification.append(f"t = {t}\nerror × {math.sqrt(1 / schedule.alpha_bar(t) - 1):.2f}")
+    magnification.append(f"t = {t}\n× {math.sqrt(1 / schedule.alpha_bar(t) - 1):.1f}")
 figure = nb.image_grid(
     [[from_network(picture[0]) for picture in row] for row in zip(*estimates)],
     row_labels=["noisy", "true noise", "10 % wrong"],
     column_labels=magnification,
+    cell=0.8,
 )
-nb.show(figure, kind="jpg", max_bytes=32_000, alt="Six columns of growing noise: with the true noise the face comes back exactly; with a slightly "
-        "wrong noise it is fine at t = 50, grainy at 700 and unrecognisable at 999.")
+nb.show(figure, kind="jpg", max_bytes=31_000, alt="Five columns of growing noise: with the true noise the face comes back exactly; with a slightly "
+        "wrong noise it is fine at t = 50, grainy at 600 and unrecognisable at 999.")
 
 # %% [markdown]
 # This is why samplers take many small steps instead of a single jump from $t = 999$: at large $t$ the estimate
@@ -193,7 +195,7 @@ data, labels = world.sample(20_000, random(5))
 figure, axes = nb.blank_figure(1, 4, cell_width=1.8, cell_height=1.9)
 for ax, t in zip(axes[0], (0, 100, 300, 999)):
     noise = torch.randn(data.shape, generator=random(6))
-    nb.scatter(ax, diffusion.add_noise(data, noise, t, schedule)[:600], labels[:600], title=f"t = {t}")
+    nb.scatter(ax, diffusion.add_noise(data, noise, t, schedule)[:400], labels[:400], title=f"t = {t}")
 nb.show(figure, alt="Nine blobs of points on a ring, in three colours, dissolve into one round cloud as t grows.")
 
 # %% [markdown]
@@ -348,9 +350,10 @@ nb.table(
 
 # %%
 figure, axes = nb.blank_figure(1, 3, cell_width=2.1, cell_height=2.2)
-nb.scatter(axes[0][0], start, title="start: pure noise")
-nb.scatter(axes[0][1], mine, world.nearest_label(mine), title="after 50 DDIM steps")
-nb.scatter(axes[0][2], fresh[:points], world.nearest_label(fresh[:points]), title="real data")
+drawn, real = mine[:500], fresh[:500]
+nb.scatter(axes[0][0], start[:500], title="start: pure noise")
+nb.scatter(axes[0][1], drawn, world.nearest_label(drawn), title="after 50 DDIM steps")
+nb.scatter(axes[0][2], real, world.nearest_label(real), title="real data")
 nb.show(figure, alt="A round cloud of noise becomes nine blobs on a ring that look like the real data beside it.")
 
 # %% [markdown]
@@ -491,7 +494,7 @@ for ax, scale in zip(axes[0], scales):
     nb.scatter(ax, guided[scale], world.nearest_label(guided[scale]), title=f"scale {scale:g}")
 book.save(figure, "03_guidance_scale", points=points, scales=list(scales),
           alt="Points sampled for class 0 with four guidance scales: at 0 the whole ring, at 1 the three blobs of the class, "
-          "at 1.5 the same three blobs but tighter, at 4 a few thin streaks.")
+          "at 1.5 the same three blobs but tighter, at 4 a thin arc.")
 
 # %%
 inside = {scale: float((world.nearest_label(drawn) == 0).float().mean()) for scale, drawn in guided.items()}
@@ -557,9 +560,9 @@ chosen = sorted({*range(0, len(latents), -(-len(latents) // 10)), len(latents) -
 with torch.no_grad():
     decoded = decode_latents(pipe.vq, latents[chosen, 0].to(book.device), pipe.config.patch_size)
 frames = [lq[0], *from_network(decoded), target[0]]
-names = ["ruined", *(f"estimate at t = {result.trace.timesteps[i]}" for i in chosen), "truth"]
+names = ["ruined", *(f"t = {result.trace.timesteps[i]}" for i in chosen), "truth"]
 nb.frame_strip(frames, names, alt="The estimate of the clean face during restoration: blurred and average at first, then with "
-               "clearer eyes, mouth and hair, beside the ruined input and the true face.", max_bytes=45_000, still_frames=4)
+               "clearer eyes, mouth and hair, beside the ruined input and the true face.", max_bytes=28_000, still_frames=4)
 
 # %% [markdown]
 # The first estimates are blurred: they are averages over all faces that fit (section 5). Detail appears as the choice
