@@ -39,6 +39,7 @@ class MeanRestorer:
     """Stands in for a pipeline: the mean of the references, or the input where there are none. Records its calls."""
 
     resolution = 64
+    config = SimpleNamespace(num_inference_steps=2, guidance_scale=1.5)
 
     def __init__(self, fail_on=None, stop_at_call=None):
         self.vq, self.unet = nn.Linear(1, 1), nn.Linear(1, 1)
@@ -164,6 +165,10 @@ def test_other_settings_or_weights_do_not_continue_a_run(finished):
     changed = MeanRestorer()
     with torch.no_grad():
         changed.unet.weight.add_(1e-6)
+    with pytest.raises(ConfigError, match="guidance: 1.5 there, 2.0 now"):
+        other_default = MeanRestorer()
+        other_default.config = SimpleNamespace(num_inference_steps=2, guidance_scale=2.0)
+        study(other_default, folder, grid_people=2)
     with pytest.raises(ConfigError, match="weights"):
         study(changed, folder, grid_people=2)
 

@@ -36,7 +36,7 @@ LQ, NONE, WRONG, TRUTH, FIRST = "input", "none", "wrong", "truth", "first refere
 
 @dataclass(frozen=True)
 class StudySettings:
-    """What decides the numbers of a study; `steps` and `guidance` of None are the pipeline's own defaults.
+    """What decides the numbers of a study.
 
     `references` is R; `grid_people` the number of people, from the first on, whose pictures are kept for the grid;
     `metrics` what is measured.
@@ -45,8 +45,8 @@ class StudySettings:
     people: int = 128
     preset: str = "toy-refldm-severe"
     references: int = 4
-    steps: int | None = None
-    guidance: float | None = None
+    steps: int = 50
+    guidance: float = 1.5
     seed: int = 0
     split: str = "test"
     grid_people: int = 8
@@ -93,6 +93,7 @@ class ReferenceStudy:
         s = self.settings
         lines = [
             f"reference study: {s.people} unseen people of the {s.split!r} split, {s.preset}, seed {s.seed}",
+            f"restored in {s.steps} steps with guidance {s.guidance:g}",
             f"arms: none = no references, wrong = {s.references} of the next person, right n = n of their own",
             f"means with 95 % bootstrap intervals over people; {len(self.failures)} of {len(self.rows)} rows failed",
             "",
@@ -127,7 +128,8 @@ def run_reference_study(
     """Runs the study, or continues a run that was interrupted in the folder `out`.
 
     Args:
-        people, preset, references, steps, guidance, seed: see `StudySettings`.
+        people, preset, references, steps, guidance, seed: see `StudySettings`; steps and guidance of None are the
+            pipeline's own defaults.
         out: folder for `settings.json`, `rows.csv`, `table.txt`, `grid.png` and its pictures; None writes nothing.
         pipeline, judge: None loads the shipped ReF-LDM and judge.
         batch: people restored together. It changes speed, not results beyond a grey level.
@@ -138,20 +140,20 @@ def run_reference_study(
         ConfigError: impossible settings, or `out` holds a run with other settings. WeightsError: weights are missing or
             damaged. A failure of a single case is no exception but a row with status "failed" and its reason.
     """
-    settings = StudySettings(
-        people,
-        preset,
-        references,
-        steps,
-        guidance,
-        seed,
-        grid_people=min(grid_people, people),
-        metrics=("ids", "psnr", "ssim", *(() if unavailable("lpips") else ("lpips",))),
-    )
     if pipeline is None:
         from refbfr_core.pipelines import load_pipeline
 
         pipeline = load_pipeline("refldm", device=device)
+    settings = StudySettings(
+        people,
+        preset,
+        references,
+        pipeline.config.num_inference_steps if steps is None else steps,
+        pipeline.config.guidance_scale if guidance is None else guidance,
+        seed,
+        grid_people=min(grid_people, people),
+        metrics=("ids", "psnr", "ssim", *(() if unavailable("lpips") else ("lpips",))),
+    )
     if judge is None:
         from refbfr_core.weights import load_network
 
