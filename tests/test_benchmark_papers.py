@@ -1,0 +1,77 @@
+"""The papers' numbers and the recordings of long runs."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from refbfr_core import benchmark
+from refbfr_core.errors import CacheError, ConfigError, UnknownNameError
+
+
+def test_published_numbers_are_tidy():
+    rows = benchmark.published()
+    assert set(rows.paper) == set(benchmark.PAPERS)
+    assert rows.direction.isin(["up", "down", "none"]).all()
+    assert rows.value.dtype == float and rows.value.notna().all()
+    assert not rows.source.str.contains(r"\.txt$").any()
+    # Counted by hand in the sources' tables.
+    assert rows.groupby("paper").size().to_dict() == {"DiffMAC": 345, "LD-BFR": 108, "PDGrad": 67, "ReF-LDM": 189}
+
+
+@pytest.mark.parametrize(
+    ("table", "method", "metric", "value"),
+    [
+        ("Table 2", "CacheKV", "IDS", 0.65),
+        ("Table 2", "Spatial-concatenation", "inference time", 58.36),
+        ("Table 5", "max 8 refs", "IDS", 0.66),
+        ("identity-loss ablation", "L_LDM + L_ID", "NIQE", 6.56),
+        ("id-loss scale ablation", "scale 1[t<500]", "IDS", 0.61),
+    ],
+)
+def test_single_numbers(table, method, metric, value):
+    assert benchmark.published_value("ReF-LDM", table, method, metric) == value
+
+
+def test_a_number_that_is_not_there_is_not_invented():
+    with pytest.raises(ConfigError, match="0 published numbers fit"):
+        benchmark.published_value("PDGrad", "Table 6", "PDGrad", "LPIPS")
+    with pytest.raises(UnknownNameError, match="ReF-LDM"):
+        benchmark.published("RefLDM")
+
+
+def test_recording_comes_back_as_written(tmp_path):
+    rows = pd.DataFrame({"arm": ["a", "b"], "ids": [0.125, 0.5], "failed": [False, True]})
+    benchmark.record("some-run", rows, {"command": "refbfr some", "settings": {"seed": 3}}, tmp_path)
+    again = benchmark.recorded("some-run", tmp_path)
+    pd.testing.assert_frame_equal(again.rows, rows)
+    assert again.about["settings"] == {"seed": 3}
+    assert again.about["machine"]["cores"] >= 1
+    assert "`refbfr some`" in str(again)
+    assert benchmark.recordings(tmp_path) == ["some-run"]
+
+
+def test_bad_recordings_are_refused(tmp_path):
+    rows = pd.DataFrame({"x": [1, 2]})
+    with pytest.raises(ConfigError, match="no rows"):
+        benchmark.record("empty", rows[:0], {"command": "c", "settings": {}}, tmp_path)
+    with pytest.raises(ConfigError, match="settings"):
+        benchmark.record("partial", rows, {"command": "c"}, tmp_path)
+    with pytest.raises(UnknownNameError, match="recording"):
+        benchmark.recorded("nothing", tmp_path)
+    benchmark.record("good", rows, {"command": "c", "settings": {}}, tmp_path)
+    (tmp_path / "good.csv").write_text("x\n1\n")  # a row was lost
+    with pytest.raises(CacheError, match="1 rows"):
+        benchmark.recorded("good", tmp_path)
+    (tmp_path / "good.json").write_text("{")
+    with pytest.raises(CacheError, match="cannot be read"):
+        benchmark.recorded("good", tmp_path)
+
+
+def test_the_shipped_recordings_say_what_made_them():
+    for name in benchmark.recordings():
+        about = benchmark.recorded(name).about
+        assert about["command"] and about["settings"], name
+        assert "/work" not in json.dumps(about) and "/root" not in json.dumps(about), name
