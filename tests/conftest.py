@@ -16,6 +16,9 @@ sys.path.insert(0, str(_OFFLINE))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(_OFFLINE), *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ.update({"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "MPLBACKEND": "Agg"})
 
+# Whatever the person at this machine has imported must not change a result.
+os.environ["REFBFR_WEIGHTS"] = str(Path(__file__).parent / "no-imported-weights")
+
 import socket_guard  # noqa: E402
 
 socket_guard.install()

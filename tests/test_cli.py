@@ -250,7 +250,7 @@ def test_evaluate_references_prints_the_table_and_fails_when_rows_failed(cli, mo
         assert (done.exit_code, done.stdout) == (code, "the table\n")
         (((people, preset, count, steps, guidance, seed, out), options),) = calls
         assert (people, preset, count, steps, guidance, seed, out) == (6, "toy-refldm-severe", 4, 3, None, 0, tmp_path)
-        assert options == {"pipeline": None, "device": None}
+        assert options == {"counts": None, "pipeline": None, "device": None}
     assert cli("evaluate", "references", "--people", "many").exit_code == 2
 
 

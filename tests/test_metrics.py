@@ -166,7 +166,7 @@ def test_scores_carry_no_gradient(embedder: FaceEmbedder) -> None:
 def test_the_registry_says_what_a_table_needs() -> None:
     assert {"psnr", "ssim", "lpips", "ids", "deg", "lmd"} <= set(metrics.REGISTRY)
     for name, metric in metrics.REGISTRY.items():
-        assert metric.name == name and metric.direction in ("higher", "lower")
+        assert metric.name == name and metric.direction in ("higher", "lower", "zero")
         assert metric.range[0] < metric.range[1] and metric.protocol and metric.needs
         assert name in metrics.describe()
     with pytest.raises(TypeError):

@@ -10,10 +10,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import parity_refldm as parity
 import pytest
 import torch
 from diffusers import UNet2DModel, VQModel
-from safetensors.torch import load_file
+from parity_refldm import NETWORK_TOLERANCE
 from torch import Tensor
 
 from refbfr_core.diffusion import (
@@ -31,18 +32,6 @@ from refbfr_core.models import ReferenceCache, crop_and_resize, decode_latents, 
 from refbfr_core.models.cachekv import LayerCache
 from refbfr_core.weights import convert
 
-NETWORK_TOLERANCE = 3e-5
-
-
-def _arrays(path: Path) -> dict[str, Tensor]:
-    with np.load(path) as archive:
-        return {key: torch.from_numpy(archive[key]) for key in archive}
-
-
-def _difference(a: Tensor, b: Tensor) -> float:
-    assert a.shape == b.shape
-    return float((a - b).abs().max())
-
 
 @pytest.fixture(scope="module")
 def folder(shared_dir: Path) -> Path:
@@ -50,34 +39,33 @@ def folder(shared_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def meta(folder: Path) -> dict:
-    return json.loads((folder / "meta.json").read_text())
+def networks(folder: Path) -> parity.Networks:
+    return parity.load(folder)
 
 
 @pytest.fixture(scope="module")
-def unet(folder: Path, meta: dict) -> UNet2DModel:
-    return convert.convert_ldm_unet(load_file(folder / "unet_state.safetensors"), meta["unet_config"])
+def unet(networks: parity.Networks) -> UNet2DModel:
+    return networks.unet
 
 
 @pytest.fixture(scope="module")
-def vq(folder: Path, meta: dict) -> VQModel:
-    state = load_file(folder / "vq_state.safetensors")
-    return convert.convert_ldm_vq(state, meta["vq_config"], meta["n_embed"], meta["embed_dim"])
+def vq(networks: parity.Networks) -> VQModel:
+    return networks.vq
 
 
 @pytest.fixture(scope="module")
 def io(folder: Path) -> dict[str, Tensor]:
-    return _arrays(folder / "unet_io.npz")
+    return parity.arrays(folder / "unet_io.npz")
 
 
 @pytest.fixture(scope="module")
 def vq_io(folder: Path) -> dict[str, Tensor]:
-    return _arrays(folder / "vq_io.npz")
+    return parity.arrays(folder / "vq_io.npz")
 
 
 @pytest.fixture(scope="module")
 def run(folder: Path) -> dict[str, Tensor]:
-    return _arrays(folder / "ddim_run.npz")
+    return parity.arrays(folder / "ddim_run.npz")
 
 
 @pytest.fixture(autouse=True)
@@ -86,23 +74,19 @@ def _no_gradients():
         yield
 
 
-def _sample(io: dict[str, Tensor], x: str = "x", lq: str = "lq") -> Tensor:
-    return torch.cat([io[x], io[lq]], dim=1)
-
-
 # --- U-Net and CacheKV ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("x", "lq", "out"), [("x", "lq", "out_noref"), ("x_small", "lq_small", "out_noref_small")])
-def test_unet_without_references(unet, io, x, lq, out):
+@pytest.mark.parametrize("small", [False, True])
+def test_unet_without_references(unet, io, small):
     # The small inputs are what tells a norm epsilon of 1e-6 from 1e-5.
-    assert _difference(denoise(unet, _sample(io, x, lq), io["t"]), io[out]) < NETWORK_TOLERANCE
+    parity.compare_unet(unet, io, small)
 
 
 def test_time_embedding(unet, io):
     sinusoid = unet.time_proj(io["t"])
-    assert _difference(sinusoid, io["timestep_sinusoid"]) < 1e-6
-    assert _difference(unet.time_embedding(sinusoid), io["mid_noref__time_embed_out"]) < NETWORK_TOLERANCE
+    assert parity.difference(sinusoid, io["timestep_sinusoid"]) < 1e-6
+    assert parity.difference(unet.time_embedding(sinusoid), io["mid_noref__time_embed_out"]) < NETWORK_TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -118,29 +102,25 @@ def test_time_embedding(unet, io):
 def test_activations_on_the_way(unet, io, layer, recorded):
     seen = {}
     hook = unet.get_submodule(layer).register_forward_hook(lambda module, args, output: seen.update(output=output))
-    denoise(unet, _sample(io), io["t"])
+    denoise(unet, parity.inputs(io), io["t"])
     hook.remove()
-    assert _difference(seen["output"], io[f"mid_noref__{recorded}"]) < NETWORK_TOLERANCE
+    assert parity.difference(seen["output"], io[f"mid_noref__{recorded}"]) < NETWORK_TOLERANCE
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_unet_with_references(unet, io, count):
-    cache = ReferenceCache.build(unet, io["refs"][:, :count])
-    assert _difference(denoise(unet, _sample(io), io["t"], cache), io[f"out_ref{count}"]) < NETWORK_TOLERANCE
+    parity.compare_references(unet, io, count)
 
 
 def test_a_cache_is_reused_for_another_step(unet, io):
     cache = ReferenceCache.build(unet, io["refs"])
-    denoise(unet, _sample(io), io["t"], cache)
-    second = denoise(unet, _sample(io, "x_second"), io["t_second"], cache)
-    assert _difference(second, io["out_ref3_reuse_second"]) < NETWORK_TOLERANCE
+    denoise(unet, parity.inputs(io), io["t"], cache)
+    second = denoise(unet, parity.inputs(io, "x_second"), io["t_second"], cache)
+    assert parity.difference(second, io["out_ref3_reuse_second"]) < NETWORK_TOLERANCE
 
 
 def test_blank_references_are_not_no_references(unet, io):
-    cache = ReferenceCache.build(unet, torch.zeros_like(io["refs"][:, :2]))
-    out = denoise(unet, _sample(io), io["t"], cache)
-    assert _difference(out, io["out_zero_ref2"]) < NETWORK_TOLERANCE
-    assert _difference(out, io["out_noref"]) > 100 * NETWORK_TOLERANCE
+    parity.compare_blank_references(unet, io)
 
 
 @pytest.mark.parametrize(
@@ -159,8 +139,8 @@ def test_cached_keys_and_values(unet, io, where, layer):
         heads = unet.get_submodule(layer).heads
         return rows.unflatten(-1, (heads, -1)).permute(0, 2, 3, 1).flatten(0, 1)  # (B*heads, width, tokens)
 
-    assert _difference(recorded_layout(entry.keys), io[f"ref1_cached_k__{where}"]) < NETWORK_TOLERANCE
-    assert _difference(recorded_layout(entry.values), io[f"ref1_cached_v__{where}"]) < NETWORK_TOLERANCE
+    assert parity.difference(recorded_layout(entry.keys), io[f"ref1_cached_k__{where}"]) < NETWORK_TOLERANCE
+    assert parity.difference(recorded_layout(entry.values), io[f"ref1_cached_v__{where}"]) < NETWORK_TOLERANCE
 
 
 # --- VQGAN ------------------------------------------------------------------------------------------------------------
@@ -168,23 +148,23 @@ def test_cached_keys_and_values(unet, io, where, layer):
 
 def test_vq_encodes_without_quantising(vq, vq_io):
     images = vq_io["image_u8"].permute(0, 3, 1, 2) / 255.0
-    assert _difference(vq.encoder(vq_io["image"]), vq_io["encoder_out"]) < NETWORK_TOLERANCE
-    assert _difference(encode_latents(vq, images), vq_io["latents_prequant"]) < NETWORK_TOLERANCE
+    assert parity.difference(vq.encoder(vq_io["image"]), vq_io["encoder_out"]) < NETWORK_TOLERANCE
+    assert parity.difference(encode_latents(vq, images), vq_io["latents_prequant"]) < NETWORK_TOLERANCE
     low = (vq_io["image_lowcontrast"] + 1) / 2
-    assert _difference(encode_latents(vq, low), vq_io["latents_prequant_lowcontrast"]) < NETWORK_TOLERANCE
+    assert parity.difference(encode_latents(vq, low), vq_io["latents_prequant_lowcontrast"]) < NETWORK_TOLERANCE
 
 
 def test_vq_codebook(vq, vq_io):
     quantised, loss, (_, _, indices) = vq.quantize(vq_io["latents_prequant"])
     assert torch.equal(indices.view(vq_io["indices"].shape), vq_io["indices"])
-    assert _difference(quantised, vq_io["latents_quant"]) < 1e-6
+    assert parity.difference(quantised, vq_io["latents_quant"]) < 1e-6
     assert float(loss) == pytest.approx(float(vq_io["codebook_loss"]), rel=1e-5)
 
 
 def test_vq_decodes_with_and_without_codebook(vq, vq_io):
-    latents = vq_io["latents_prequant"]
-    assert _difference(decode_latents(vq, latents), vq_io["decoded_from_quant"]) < NETWORK_TOLERANCE
-    assert _difference(decode_latents(vq, latents, quantize=False), vq_io["decoded_no_quant"]) < NETWORK_TOLERANCE
+    parity.compare_decoding(vq, vq_io)
+    unquantised = decode_latents(vq, vq_io["latents_prequant"], quantize=False)
+    assert parity.difference(unquantised, vq_io["decoded_no_quant"]) < NETWORK_TOLERANCE
 
 
 # --- a whole run ------------------------------------------------------------------------------------------------------
@@ -196,10 +176,10 @@ def test_conditions_are_encoded_like_the_authors_do(vq, run):
 
     references = run["ref_images"]
     strip = torch.cat(references.unbind(1), dim=-1)  # references side by side, as one wide picture
-    assert _difference(encode(run["lq_image"]), run["lq_latent"]) < NETWORK_TOLERANCE
-    assert _difference(encode(strip), run["ref_latent_strip"]) < NETWORK_TOLERANCE
+    assert parity.difference(encode(run["lq_image"]), run["lq_latent"]) < NETWORK_TOLERANCE
+    assert parity.difference(encode(strip), run["ref_latent_strip"]) < NETWORK_TOLERANCE
     separately = torch.stack([encode(reference) for reference in references.unbind(1)], dim=1)
-    assert _difference(separately, run["ref_latents_encoded_separately"]) < NETWORK_TOLERANCE
+    assert parity.difference(separately, run["ref_latents_encoded_separately"]) < NETWORK_TOLERANCE
 
 
 def _predictor(unet: UNet2DModel, run: dict[str, Tensor], scale: float, outputs: list[Tensor]) -> Predict:
@@ -235,20 +215,20 @@ def test_ddim_run(unet, run, name, scale, timesteps):
         levels = [pair[which] for pair in alpha_bar_pairs(timesteps, schedule)]
         np.testing.assert_allclose(levels[::-1], run[recorded].numpy(), rtol=5e-6)
     final = sample(_predictor(unet, run, scale, outputs), run["x_T"], timesteps, schedule, trace=trace)
-    assert _difference(final, run[f"{name}__final"]) < 2e-5 * float(run[f"{name}__x_t"][-2:].abs().max())
+    assert parity.difference(final, run[f"{name}__final"]) < 2e-5 * float(run[f"{name}__x_t"][-2:].abs().max())
     for step in range(len(timesteps)):
         # A random network amplifies; the tolerance is relative to the sample of the step.
         bound = 2e-5 * float(run[f"{name}__x_t"][step].abs().max())
-        assert _difference(trace.stack("x_t")[step], run[f"{name}__x_t"][step]) < bound
-        assert _difference(outputs[step], run[f"{name}__unet_out"][step]) < max(bound, NETWORK_TOLERANCE)
+        assert parity.difference(trace.stack("x_t")[step], run[f"{name}__x_t"][step]) < bound
+        assert parity.difference(outputs[step], run[f"{name}__unet_out"][step]) < max(bound, NETWORK_TOLERANCE)
         x0 = run[f"{name}__pred_x0"][step]
-        assert _difference(trace.stack("x0")[step], x0) < 2e-5 * float(x0.abs().max())
+        assert parity.difference(trace.stack("x0")[step], x0) < 2e-5 * float(x0.abs().max())
 
 
 def test_decoding_the_result(vq, run):
     decoded = decode_latents(vq, run["cfg15__final"])
-    assert _difference(decoded, run["cfg15__decoded"]) < 5e-5
-    assert _difference(from_network(decoded), run["cfg15__decoded_01"]) < 5e-5
+    assert parity.difference(decoded, run["cfg15__decoded"]) < 5e-5
+    assert parity.difference(from_network(decoded), run["cfg15__decoded_01"]) < 5e-5
 
 
 # --- identity preprocessing and full-size layouts ---------------------------------------------------------------------
@@ -256,9 +236,9 @@ def test_decoding_the_result(vq, run):
 
 @pytest.mark.parametrize("size", ["512x512", "256x256", "200x232", "100x140"])
 def test_identity_preprocessing(folder, size):
-    arrays = _arrays(folder / "identity_preprocess.npz")
+    arrays = parity.arrays(folder / "identity_preprocess.npz")
     image = arrays[f"image_u8_{size}"].permute(2, 0, 1)[None] / 127.5 - 1
-    assert _difference(crop_and_resize(image), arrays[f"pre_{size}"]) < 1e-6
+    assert parity.difference(crop_and_resize(image), arrays[f"pre_{size}"]) < 1e-6
 
 
 def test_full_size_layouts_convert_whole(folder):

@@ -7,11 +7,20 @@ import importlib
 _EXPORTS = {
     "EmbedderScore": "embedders",
     "FirstStageReport": "first_stage",
+    "IdentityStudy": "identity_tables",
+    "ManifoldStudy": "identity_manifold",
+    "MechanismStudy": "mechanisms",
     "PAPERS": "papers",
     "Recording": "recording",
     "ReferenceStudy": "references",
     "RowStore": "rows",
     "StudySettings": "references",
+    "ablation_tables": "identity_tables",
+    "cost_ratios": "mechanisms_table",
+    "count_table": "reference_counts",
+    "measure_costs": "mechanisms_cost",
+    "mechanisms_beside_paper": "mechanisms_table",
+    "peak_memory": "mechanisms_cost",
     "published": "papers",
     "published_value": "papers",
     "record": "recording",
@@ -19,8 +28,11 @@ _EXPORTS = {
     "recordings": "recording",
     "run_embedder_study": "embedders",
     "run_first_stage_study": "first_stage",
+    "run_identity_study": "identity",
+    "run_mechanism_study": "mechanisms",
     "run_reference_study": "references",
     "verification_auc": "embedders",
+    "x0_manifold_study": "identity_manifold",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -1,8 +1,8 @@
 """Do references help, and do they have to be the right person's? The question of ReF-LDM (section 5) on drawn people.
 
 Every unseen person is restored from the same ruined picture and the same noise in several arms: without references,
-with another person's, with one, two and R of their own. Scores are paired by person; identity is scored by the judge,
-which took no part in any training of the restorer.
+with another person's, with one, two and R of their own, or with any other counts (table 5). Scores are paired by
+person; identity is scored by the judge, which took no part in any training of the restorer.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class StudySettings:
     """What decides the numbers of a study.
 
     `references` is R; `grid_people` the number of people, from the first on, whose pictures are kept for the grid;
-    `metrics` what is measured.
+    `metrics` what is measured. `counts` are the numbers of right references to try, R the largest; None tries 1, 2, R.
     """
 
     people: int = 128
@@ -51,17 +51,20 @@ class StudySettings:
     split: str = "test"
     grid_people: int = 8
     metrics: tuple[str, ...] = ("ids", "psnr", "ssim")
+    counts: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.people < 2:
             raise ConfigError(f"people={self.people}: wrong references need a second person. Use at least 2.")
         if self.references < 1:
             raise ConfigError(f"references={self.references}; the study is about references. Use at least 1.")
+        if self.counts is not None and (min(self.counts) < 1 or max(self.counts) != self.references):
+            raise ConfigError(f"counts={self.counts} with references={self.references}; the largest is R, none is 0.")
 
     @property
-    def counts(self) -> list[int]:
-        """How many right references the arms have: 1, 2 and R."""
-        return sorted({1, 2, self.references} & set(range(1, self.references + 1)))
+    def right_counts(self) -> list[int]:
+        """How many right references the arms have, ascending: `counts`, else 1, 2 and R."""
+        return sorted({1, min(2, self.references), self.references} if self.counts is None else {*self.counts})
 
     @property
     def best(self) -> str:
@@ -76,13 +79,17 @@ def right_arm(count: int) -> str:
 
 @dataclass(frozen=True)
 class ReferenceStudy:
-    """A finished study: one row a person and arm, means by arm, paired differences with their intervals."""
+    """A finished study: one row a person and arm, means by arm, paired differences with their intervals.
+
+    `grid` is the picture that was written, if any; `weights` the `fingerprint` of the networks that were used.
+    """
 
     settings: StudySettings
     rows: pd.DataFrame
     table: pd.DataFrame
     contrasts: list[Contrast]
     grid: Path | None
+    weights: str
 
     @property
     def failures(self) -> pd.DataFrame:
@@ -118,6 +125,7 @@ def run_reference_study(
     seed: int = 0,
     out: str | Path | None = None,
     *,
+    counts: Sequence[int] | None = None,
     pipeline: DiffusionPipeline | None = None,
     judge: nn.Module | None = None,
     batch: int = 8,
@@ -130,6 +138,7 @@ def run_reference_study(
     Args:
         people, preset, references, steps, guidance, seed: see `StudySettings`; steps and guidance of None are the
             pipeline's own defaults.
+        counts: numbers of right references to try instead of 1, 2 and R, such as (1, 3, 5, 8); R becomes the largest.
         out: folder for `settings.json`, `rows.csv`, `table.txt`, `grid.png` and its pictures; None writes nothing.
         pipeline, judge: None loads the shipped ReF-LDM and judge.
         batch: people restored together. It changes speed, not results beyond a grey level.
@@ -147,12 +156,13 @@ def run_reference_study(
     settings = StudySettings(
         people,
         preset,
-        references,
+        references if counts is None else max(counts, default=0),
         pipeline.config.num_inference_steps if steps is None else steps,
         pipeline.config.guidance_scale if guidance is None else guidance,
         seed,
         grid_people=min(grid_people, people),
         metrics=("ids", "psnr", "ssim", *(() if unavailable("lpips") else ("lpips",))),
+        counts=None if counts is None else tuple(counts),
     )
     if judge is None:
         from refbfr_core.weights import load_network
@@ -171,7 +181,7 @@ def run_reference_study(
                 todo[start : start + batch],
                 people,
                 preset=preset,
-                references=references,
+                references=settings.references,
                 seed=seed,
                 split=settings.split,
                 resolution=pipeline.resolution,
@@ -181,13 +191,13 @@ def run_reference_study(
                 _keep_pictures(folder, pictures, cases.people, settings.grid_people)
             store.append(rows)
             bar.update(len(cases))
-    return _finish(settings, store.frame(), folder)
+    return _finish(settings, store.frame(), folder, weights)
 
 
 def _arms(cases: Cases, settings: StudySettings) -> dict[str, Tensor | None]:
     """References of every arm that restores."""
     arms: dict[str, Tensor | None] = {NONE: None, WRONG: cases.wrong}
-    return arms | {right_arm(count): cases.right[:, :count] for count in settings.counts}
+    return arms | {right_arm(count): cases.right[:, :count] for count in settings.right_counts}
 
 
 def _run_batch(
@@ -265,19 +275,19 @@ def _picture_path(folder: Path, label: str, index: int) -> Path:
     return folder / "pictures" / f"{index:03d}-{label.replace(' ', '-')}.png"
 
 
-def _finish(settings: StudySettings, rows: pd.DataFrame, folder: Path | None) -> ReferenceStudy:
+def _finish(settings: StudySettings, rows: pd.DataFrame, folder: Path | None, weights: str) -> ReferenceStudy:
     """Means, paired differences and, with a folder, the grid and the printed table."""
-    arms = [LQ, NONE, WRONG, *map(right_arm, settings.counts)]
+    arms = [LQ, NONE, WRONG, *map(right_arm, settings.right_counts)]
     best = settings.best
     pairs = [("ids", best, NONE), ("ids", best, WRONG), ("ids", NONE, WRONG), ("psnr", best, LQ), ("psnr", NONE, LQ)]
-    if settings.references > 1:
-        pairs.insert(3, ("ids", best, right_arm(1)))
+    fewer = settings.right_counts[:-1]
+    pairs[3:3] = [("ids", best, right_arm(count)) for count in (fewer if settings.counts else fewer[:1])]
     table = mean_table(rows, arms, settings.metrics)
     contrasts = [contrast(rows, *pair) for pair in pairs]
     if folder is None:
-        return ReferenceStudy(settings, rows, table, contrasts, None)
+        return ReferenceStudy(settings, rows, table, contrasts, None, weights)
     grid = _write_grid(folder, (LQ, NONE, WRONG, best, TRUTH, FIRST), settings)
-    study = ReferenceStudy(settings, rows, table, contrasts, grid)
+    study = ReferenceStudy(settings, rows, table, contrasts, grid, weights)
     write_text(folder / "table.txt", f"{study}\n")
     return study
 
@@ -296,12 +306,30 @@ def _write_grid(folder: Path, labels: Sequence[str], settings: StudySettings) ->
     return write_picture_grid(rows, folder / "grid.png", title)
 
 
+def parse_counts(text: str | None) -> tuple[int, ...] | None:
+    """Numbers from a command line, such as "1,3,5,8"; None stays None.
+
+    Raises:
+        ConfigError: something else than whole numbers from 1 on, separated by commas.
+    """
+    if text is None:
+        return None
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"counts {text!r} are no whole numbers; write them like 1,3,5,8.") from error
+    if min(counts) < 1:
+        raise ConfigError(f"counts {text!r}; every count must be at least 1, like 1,3,5,8.")
+    return counts
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the study from the command line and prints its table."""
     parser = argparse.ArgumentParser(prog="python -m refbfr_core.benchmark.references", description=__doc__)
     parser.add_argument("--people", type=int, default=128)
     parser.add_argument("--preset", default="toy-refldm-severe")
     parser.add_argument("--references", type=int, default=4)
+    parser.add_argument("--counts", type=parse_counts, help="numbers of right references, such as 1,3,5,8")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--seed", type=int, default=0)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from refbfr_core.cli import doctor, evaluate, notebooks, restore, train, weights
+from refbfr_core.cli import datasets, doctor, evaluate, notebooks, restore, train, weights
 from refbfr_core.cli.failures import DEBUG_FLAG, PlainFailures
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ app.command("restore")(restore.restore)
 app.command("train")(train.train)
 app.add_typer(notebooks.app, name="notebooks")
 app.add_typer(weights.app, name="weights")
+app.add_typer(datasets.app, name="datasets")
 app.add_typer(evaluate.app, name="evaluate")
 
 

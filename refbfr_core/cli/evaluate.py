@@ -18,6 +18,9 @@ def references(
     people: Annotated[int, typer.Option(help="How many unseen people.")] = 128,
     preset: Annotated[str, typer.Option(help="Degradation preset.")] = "toy-refldm-severe",
     count: Annotated[int, typer.Option("--references", help="References of each person.")] = 4,
+    counts: Annotated[
+        str | None, typer.Option(help="Numbers of right references to try, such as 1,3,5,8; replaces --references.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the method's default if not given.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 switches guidance off.")] = None,
     seed: _Seed = 0,
@@ -32,9 +35,13 @@ def references(
     """Do references help? Right, wrong and no references on the same ruined pictures, with paired intervals."""
     from refbfr_core import load_pipeline
     from refbfr_core.benchmark import run_reference_study
+    from refbfr_core.benchmark.references import parse_counts
 
+    tried = parse_counts(counts)
     pipeline = load_pipeline("refldm", device=device, root=weights) if weights is not None else None
-    study = run_reference_study(people, preset, count, steps, guidance, seed, out, pipeline=pipeline, device=device)
+    study = run_reference_study(
+        people, preset, count, steps, guidance, seed, out, counts=tried, pipeline=pipeline, device=device
+    )
     typer.echo(study)
     if len(study.failures):  # counted and named in the table; a script that goes on should notice
         raise typer.Exit(1)
@@ -65,3 +72,103 @@ def first_stage(
     from refbfr_core.benchmark import run_first_stage_study
 
     typer.echo(run_first_stage_study(people=people, views=views, seed=seed, device=device))
+
+
+@app.command("identity")
+def identity(
+    runs: Annotated[Path, typer.Option(help="Folder of runs of `refbfr train refldm-identity`, one folder a run.")],
+    people: Annotated[int, typer.Option(help="How many unseen people.")] = 128,
+    preset: Annotated[str, typer.Option(help="Degradation preset.")] = "toy-refldm-severe",
+    count: Annotated[int, typer.Option("--references", help="References of each person.")] = 4,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; the method's default if not given.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; the method's default if not given.")] = None,
+    seed: _Seed = 0,
+    split: Annotated[str, typer.Option(help="test for results, val for choosing settings.")] = "test",
+    metrics: Annotated[
+        str | None, typer.Option(help="Scores, such as ids-guide,psnr; all that can be computed if not given.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for rows and pictures; a stopped evaluation goes on.")
+    ] = Path("runs/identity-study"),
+    keep: Annotated[bool, typer.Option("--record", help="Keep the rows as the recording of the package.")] = False,
+    device: _Device = None,
+) -> None:
+    """Does the identity loss help, and which time scale? Same ruined pictures for all runs, paired intervals."""
+    from refbfr_core.benchmark import run_identity_study
+    from refbfr_core.benchmark.identity import record_study
+
+    chosen = None if metrics is None else metrics.split(",")
+    options = {"split": split, "metrics": chosen, "device": device}
+    study = run_identity_study(runs, people, preset, count, steps, guidance, seed, out, **options)
+    typer.echo(study)
+    if keep:
+        command = f"refbfr evaluate identity --runs RUNS --people {people} --references {count} --seed {seed} --record"
+        typer.echo(f"recorded: {record_study(study, command)}")
+    if len(study.failures):
+        raise typer.Exit(1)
+
+
+@app.command("mechanisms")
+def mechanisms(
+    runs: Annotated[
+        Path, typer.Option(help="Folder of runs of `refbfr train refldm-mechanism`, each called like its mechanism.")
+    ],
+    people: Annotated[int, typer.Option(help="How many unseen people.")] = 128,
+    counts: Annotated[str, typer.Option(help="Numbers of references to try; none is always tried.")] = "1,3,5",
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 10,
+    guidance: Annotated[float, typer.Option(help="Guidance scale; 1 switches guidance off.")] = 1.0,
+    preset: Annotated[str, typer.Option(help="Degradation preset.")] = "toy-refldm-severe",
+    seed: _Seed = 0,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for rows and table; a stopped evaluation goes on.")
+    ] = Path("runs/mechanism-study"),
+    keep: Annotated[bool, typer.Option("--record", help="Keep the rows as the recording of the package.")] = False,
+    device: _Device = None,
+) -> None:
+    """Which way for references to enter restores best? CacheKV, concatenation, cross-attention, with intervals."""
+    from refbfr_core.benchmark import run_mechanism_study
+    from refbfr_core.benchmark.mechanisms import record_study
+    from refbfr_core.benchmark.references import parse_counts
+
+    tried = (0, *parse_counts(counts))
+    study = run_mechanism_study(runs, people, tried, steps, guidance, preset=preset, seed=seed, out=out, device=device)
+    typer.echo(study)
+    if keep:
+        command = f"refbfr evaluate mechanisms --runs RUNS --people {people} --counts {counts} --steps {steps} "
+        command += f"--guidance {guidance:g} --preset {preset} --seed {seed} --record"
+        typer.echo(f"recorded: {record_study(study, command)}")
+    if len(study.failures):
+        raise typer.Exit(1)
+
+
+@app.command("mechanism-costs")
+def mechanism_costs(
+    size: Annotated[str, typer.Option(help="toy, or paper for a random network of the published size.")] = "toy",
+    counts: Annotated[str, typer.Option(help="Numbers of references to try; none is always tried.")] = "1,3,5,8",
+    steps: Annotated[int | None, typer.Option(help="Steps of a restoration; 10 (toy) or 100 if not given.")] = None,
+    repeats: Annotated[int, typer.Option(help="Timed calls, of which the fastest counts.")] = 3,
+    scores: Annotated[
+        int, typer.Option("--scores-up-to", help="Also with attention that keeps its score matrices, up to so many.")
+    ] = 0,
+    clock: Annotated[str, typer.Option(help="wall, or cpu: time of one thread, for a busy machine.")] = "wall",
+    keep: Annotated[bool, typer.Option("--record", help="Keep the rows as a recording of the package.")] = False,
+    device: _Device = None,
+) -> None:
+    """What do references cost? Seconds and peak memory of every mechanism as their number grows."""
+    import pandas as pd
+
+    from refbfr_core.benchmark import measure_costs
+    from refbfr_core.benchmark.mechanisms_cost import record_costs
+    from refbfr_core.benchmark.references import parse_counts
+
+    tried = (0, *parse_counts(counts))
+    options = {"steps": steps, "repeats": repeats, "clock": clock, "device": device}
+    costs = measure_costs(tried, size, **options)
+    if scores:
+        few = [count for count in tried if count <= scores]
+        costs = pd.concat([costs, measure_costs(few, size, attention="scores", **options)], ignore_index=True)
+    typer.echo(costs.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    if keep:
+        command = f"refbfr evaluate mechanism-costs --size {size} --counts {counts} --repeats {repeats} "
+        command += f"--scores-up-to {scores} --clock {clock} --record"
+        typer.echo(f"recorded: {record_costs(costs, command)}")

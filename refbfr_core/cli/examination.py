@@ -165,11 +165,29 @@ def _networks() -> Iterator[Finding]:
             "weights, toy", name, OK, f"{record['parameters']:,} parameters, {size:.1f} MiB, every byte as on its card"
         )
     for name, entry in NETWORKS.items():
-        for profile, published in entry.published.items():
-            cure = f"its owners publish it at {published.page} (licence: {published.licence})"
-            yield Finding(
-                f"weights, {profile}", name, MISSING, f"{published.filename} does not come with the package", cure
-            )
+        for profile in entry.published:
+            yield _published_network(name, profile)
+
+
+def _published_network(name: str, profile: str) -> Finding:
+    from refbfr_core.errors import WeightsError
+    from refbfr_core.weights import network_entry, published_root, verify_network
+    from refbfr_core.weights.store import how_to_get
+
+    folder, section = published_root(profile) / name, f"weights, {profile}"
+    published = network_entry(name).published[profile]
+    if not folder.exists():
+        detail = f"{published.filename} does not come with the package"
+        return Finding(section, name, MISSING, detail, how_to_get(network_entry(name), profile))
+    try:
+        record = verify_network(folder)
+    except WeightsError as error:
+        return Finding(section, name, MISSING, str(error), f"refbfr weights import {published.filename}")
+    source = record["card"].get("source", {})
+    detail = (
+        f"{record['parameters']:,} parameters from {source.get('file')}, SHA-256 {source.get('sha256')}; in {folder}"
+    )
+    return Finding(section, name, OK, f"{detail} (licence: {published.licence})")
 
 
 def _metrics() -> Iterator[Finding]:

@@ -1,13 +1,22 @@
-"""`refbfr weights`: which networks there are, and whether their files are whole."""
+"""`refbfr weights`: which networks there are, whether their files are whole, and taking in the authors' own files."""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-app = typer.Typer(help="List the networks, or check their files.", no_args_is_help=True, rich_markup_mode=None)
+from refbfr_core.cli.failures import warn
+
+if TYPE_CHECKING:
+    from refbfr_core.weights.registry import PublishedFile
+
+app = typer.Typer(
+    help="List the networks, check their files, or import published ones.", no_args_is_help=True, rich_markup_mode=None
+)
 
 _Profile = Annotated[str, typer.Option(help="toy or paper.")]
 _Root = Annotated[Path | None, typer.Option(help="A folder written by `refbfr train` instead of the shipped networks.")]
@@ -16,26 +25,34 @@ _Root = Annotated[Path | None, typer.Option(help="A folder written by `refbfr tr
 @app.command("list")
 def list_weights() -> None:
     """List every network the package knows: what it is for and where its weights come from."""
-    from refbfr_core.weights import NETWORKS
+    from refbfr_core.weights import NETWORKS, imported_from
 
     for name, entry in NETWORKS.items():
         typer.echo(f"{name}: {entry.purpose}")
         typer.echo(f"    toy: {_shipped(name)}; trained by `refbfr train {entry.recipe}`")
         for profile, published in entry.published.items():
-            typer.echo(f"    {profile}: {published.filename} from {published.page} (licence: {published.licence})")
+            there = imported_from(name)
+            state = f"imported, SHA-256 {there['sha256']}" if there else "not imported"
+            typer.echo(
+                f"    {profile}: {published.filename} from {published.page} (licence: {published.licence}); {state}"
+            )
 
 
 @app.command("verify")
 def verify(
     names: Annotated[list[str] | None, typer.Argument(help="Networks to check; all when none is named.")] = None,
     root: _Root = None,
+    profile: _Profile = "toy",
 ) -> None:
     """Compare every weight file with the size and SHA-256 on its card. Exit code 1 when one is missing or differs."""
     from refbfr_core.errors import WeightsError
-    from refbfr_core.weights import NETWORKS, network_entry, shipped_root, verify_network
+    from refbfr_core.weights import NETWORKS, network_entry, published_root, shipped_root, verify_network
+    from refbfr_core.weights.registry import check_profile
 
-    chosen = [network_entry(name).name for name in names or NETWORKS]
-    folder = root if root is not None else shipped_root("toy")
+    check_profile(profile)
+    known = [name for name, entry in NETWORKS.items() if profile == "toy" or profile in entry.published]
+    chosen = [network_entry(name).name for name in names or known]
+    folder = root if root is not None else shipped_root() if profile == "toy" else published_root(profile)
     broken = 0
     for name in chosen:
         try:
@@ -48,8 +65,57 @@ def verify(
             typer.echo(f"{name}: whole, {len(record['files'])} files, {total / 2**20:.1f} MiB")
     if broken:
         raise WeightsError(
-            f"{broken} of {len(chosen)} networks are missing or damaged; reinstall the package, or train them."
+            f"{broken} of {len(chosen)} networks are missing or damaged; "
+            + ("reinstall the package, or train them." if profile == "toy" else "import their files again.")
         )
+
+
+@app.command("import")
+def import_files(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The authors' files, as downloaded.")],
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Accept the licence that is shown, without being asked.")
+    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace networks that came from other files.")] = False,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder for the networks. Else $REFBFR_WEIGHTS/paper, or the user's cache.")
+    ] = None,
+) -> None:
+    """Convert files from the authors' pages, once, into networks of the paper profile.
+
+    A file is read as tensors only: nothing in it is run, and every name and shape in it is checked. It may be deleted
+    afterwards. An import that was interrupted is simply started again.
+    """
+    from refbfr_core.weights import import_published
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        done = import_published(
+            files,
+            accept=lambda published: _accepts(published, accept_licence),
+            root=root,
+            replace=replace,
+            tell=lambda text: typer.echo(text, err=True),
+        )
+    for entry in caught:
+        warn(str(entry.message))
+    for one in done:
+        typer.echo(f"{one.name}: {'imported into' if one.fresh else 'already in'} {one.folder}")
+        for remark in one.remarks:
+            typer.echo(f"    {remark}")
+
+
+def _accepts(published: PublishedFile, accepted: bool) -> bool:
+    """Show the licence of a published file; ask whether it is accepted where somebody can answer."""
+    typer.echo(
+        f"{published.filename} belongs to its authors: {published.page}\nLicence: {published.licence}.", err=True
+    )
+    if accepted:
+        return True
+    if sys.stdin.isatty():
+        return typer.confirm("Do you accept it?", err=True)
+    typer.echo("Run again with --accept-licence if you accept it.", err=True)
+    return False
 
 
 def _shipped(name: str) -> str:

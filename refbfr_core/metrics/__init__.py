@@ -3,8 +3,11 @@
 >>> from refbfr_core import metrics
 >>> metrics.compute("psnr", restored, target)  # (B,)
 >>> print(metrics.describe("ids"))
+
+Those score pictures one by one; :func:`kernel_distance` compares a set of them with a set of clean ones.
 """
 
+from refbfr_core.metrics.distances import SetDistance, kernel_distance
 from refbfr_core.metrics.intervals import Interval, mean_interval, paired_interval
 from refbfr_core.metrics.registry import REGISTRY, Metric, compute, describe, unavailable
 
@@ -12,8 +15,10 @@ __all__ = [
     "REGISTRY",
     "Interval",
     "Metric",
+    "SetDistance",
     "compute",
     "describe",
+    "kernel_distance",
     "mean_interval",
     "paired_interval",
     "unavailable",

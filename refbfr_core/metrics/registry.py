@@ -14,7 +14,7 @@ from torch import Tensor
 
 from refbfr_core.errors import ConfigError, ImageContractError, RefbfrError, unknown_name
 from refbfr_core.images import check_images
-from refbfr_core.metrics import identity, landmarks, perceptual, pixels
+from refbfr_core.metrics import identity, landmarks, perceptual, pixels, quality
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Metric:
 
     Attributes:
         name: key in :data:`REGISTRY` and column name in tables.
-        direction: "higher" or "lower", whichever is better.
+        direction: "higher" or "lower", whichever is better, or "zero": the nearer to 0 the better.
         range: lowest and highest possible value.
         unit: "dB", "degrees", "pixels" or "" for pure numbers.
         protocol: everything two people must agree on to get the same number.
@@ -92,8 +92,9 @@ def describe(name: str | None = None) -> str:
     metric = _metric(name)
     low, high = metric.range
     unit = f" {metric.unit}" if metric.unit else ""
+    better = "nearer to 0" if metric.direction == "zero" else metric.direction
     return (
-        f"{metric.name}: {metric.direction} is better, {low:g} … {high:g}{unit}\n"
+        f"{metric.name}: {better} is better, {low:g} … {high:g}{unit}\n"
         f"  protocol: {metric.protocol}\n"
         f"  needs: {metric.needs}"
     )
@@ -160,6 +161,16 @@ def _judge() -> str | None:
     return None
 
 
+def _statistics() -> str | None:
+    from refbfr_core.metrics.pristine import load_pristine
+
+    try:
+        load_pristine()
+    except RefbfrError as error:
+        return str(error)
+    return None
+
+
 _SSIM = "Gaussian window 11 x 11, sigma 1.5, K1 0.01, K2 0.03, data range 1, windows wholly inside the image, mean"
 _IDENTITY = (
     "of face embeddings; 1/16 cropped off every side, area resize to 112 px, RGB in [-1, 1]; default embedder: the "
@@ -195,6 +206,19 @@ _ALL = (
         "lmd", "lower", (0.0, float("inf")), "pixels", "mean Euclidean distance of corresponding landmarks in pixels "
         "of the pictures as they come; normalise= changes the unit", "exact landmarks of drawn faces, or a detector",
         landmarks.lmd, lambda: landmarks.NEEDS, target_required=False,
+    ),
+    Metric(
+        "niqe-toy", "lower", (0.0, float("inf")), "", "NIQE's features and distance; luma of YIQ rounded to 8 bits, "
+        "128 px, patches of 32 px; a stand-in for NIQE: the pristine Gaussian is of clean drawn faces, not of natural "
+        "photographs, so its numbers compare with no other NIQE", "pyiqa, and the shipped statistics",
+        quality.niqe_toy, lambda: _package("pyiqa")() or _statistics(), target_required=False,
+    ),
+    Metric(
+        "detail", "zero", (float("-inf"), float("inf")), "dB", "10 log10 of the ratio of high-frequency luma energies, "
+        "restored over true: what a Gaussian blur takes away (sigma 1 px of 128), squared, mean over the face; face: "
+        "the box of rows 1/3 to 7/8 and columns 1/3 to 2/3 unless mask= says otherwise; negative is too soft, positive "
+        "too busy; says how much detail, not whether it is the right one", "torchvision",
+        quality.detail, _package("torchvision"),
     ),
 )  # fmt: skip
 

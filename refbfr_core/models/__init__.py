@@ -1,16 +1,29 @@
 """Networks: reference attention (CacheKV), the first stage, and the face embedder."""
 
+from refbfr_core.models.attention_maps import AttentionMaps, attention_lift, mass_near, record_attention
 from refbfr_core.models.embedder import FaceEmbedder, crop_and_resize, similarity
 from refbfr_core.models.first_stage import decode_latents, encode_latents, pixels_per_latent
+from refbfr_core.models.joint_attention import joint_denoise, who_sees_whom
+from refbfr_core.models.mechanisms import MECHANISMS, ReferenceMechanism, load_mechanism, make_mechanism
 from refbfr_core.models.reference_cache import ReferenceCache, denoise
 
 __all__ = [
+    "MECHANISMS",
+    "AttentionMaps",
     "FaceEmbedder",
     "ReferenceCache",
+    "ReferenceMechanism",
+    "attention_lift",
     "crop_and_resize",
     "decode_latents",
     "denoise",
     "encode_latents",
+    "joint_denoise",
+    "load_mechanism",
+    "make_mechanism",
+    "mass_near",
     "pixels_per_latent",
+    "record_attention",
     "similarity",
+    "who_sees_whom",
 ]

@@ -7,7 +7,7 @@ other, (B, R*T, C), without a copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -73,12 +73,15 @@ def _is_plain(layer: Attention) -> bool:
 
 
 def _attend(layer: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention of (B, T, C) queries over (B, S, C) keys and values, `layer.heads` heads. Returns (B, T, C)."""
+    """Softmax attention of (B, T, C) queries over (B, S, C) keys and values, `layer.heads` heads. Returns (B, T, C).
+
+    `mask` broadcasts to (B, heads, T, S): bool, True where a key takes part, or floats added to the scores.
+    """
     query, key, value = (x.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for x in (query, key, value))
-    if mask is None and query.dtype == torch.bfloat16 and query.device.type == "cpu":
+    if query.dtype == torch.bfloat16 and query.device.type == "cpu" and (mask is None or mask.dtype != torch.bool):
         # Training in bf16 on a CPU: the fused kernel takes two to four times as long as plain matrix products there.
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-        mixed = scores.softmax(dim=-1) @ value
+        mixed = (scores if mask is None else scores + mask).softmax(dim=-1) @ value
     else:
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return mixed.transpose(1, 2).flatten(2)
@@ -128,8 +131,9 @@ class CacheKVProcessor:
 
     ReF-LDM, section 3.2: queries come from the main pass only, so the output keeps its size.
 
-    `entry` holds P people; a batch of P*share rows uses each of them for `share` consecutive rows. `mask`: (P, R) bool
-    or None; the tokens of references marked False take no part in the softmax.
+    `entry` holds P people; a batch of P*share rows uses each of them for `share` consecutive rows. `mask`: (P, R) or
+    None. Bool: the tokens of references marked False take no part in the softmax. Integers: how many times each
+    reference counts; n equal keys are one key whose score is larger by log n, so a repeated reference costs nothing.
     """
 
     def __init__(self, entry: LayerCache, share: int = 1, mask: Tensor | None = None) -> None:
@@ -144,18 +148,24 @@ class CacheKVProcessor:
         temb: Tensor | None = None,
     ) -> Tensor:
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            self._check(key)
-            key, value = self._join(key, self.entry.keys), self._join(value, self.entry.values)
-            return _attend(attn, query, key, value, self._softmax_mask())
+            return self.attend(attn, query, key, value)
 
         return _attention_block(attn, hidden_states, attend)
 
-    def _check(self, own: Tensor) -> None:
-        if own.dtype != self.entry.keys.dtype:
+    @property
+    def rows(self) -> int:
+        """How many rows of a batch this serves: P * share."""
+        return len(self.entry.keys) * self.share
+
+    def attend(self, layer: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of `rows` rows (B, T, C) over their own keys and values and the cached ones. Returns (B, T, C)."""
+        if key.dtype != self.entry.keys.dtype:
             raise CacheError(
-                f"the network computes keys in {own.dtype} but the cache holds {self.entry.keys.dtype}; "
+                f"the network computes keys in {key.dtype} but the cache holds {self.entry.keys.dtype}; "
                 "build the cache and denoise under the same precision."
             )
+        key, value = self._join(key, self.entry.keys), self._join(value, self.entry.values)
+        return _attend(layer, query, key, value, self._softmax_mask(query.dtype))
 
     def _join(self, own: Tensor, cached: Tensor) -> Tensor:
         """(P*share, T, C) own and (P, R*T, C) cached rows to (P*share, (1+R)*T, C), in a single copy."""
@@ -164,13 +174,42 @@ class CacheKVProcessor:
         own = own.unflatten(0, (-1, self.share))
         return torch.cat([own, cached.unsqueeze(1).expand(-1, self.share, -1, -1)], dim=2).flatten(0, 1)
 
-    def _softmax_mask(self) -> Tensor | None:
-        """(P*share, 1, 1, (1+R)*T) bool, True where a key takes part; None when all do."""
+    def _softmax_mask(self, dtype: torch.dtype) -> Tensor | None:
+        """(P*share, 1, 1, (1+R)*T), as `_attend` takes it; None when every key takes part once."""
         if self.mask is None:
             return None
         own = self.mask.new_ones(len(self.mask), self.entry.tokens)
-        allowed = torch.cat([own, self.mask.repeat_interleave(self.entry.tokens, dim=1)], dim=1)
-        return allowed.repeat_interleave(self.share, dim=0)[:, None, None]
+        counts = torch.cat([own, self.mask.repeat_interleave(self.entry.tokens, dim=1)], dim=1)
+        if counts.dtype != torch.bool:
+            counts = counts.log().to(dtype)
+        return counts.repeat_interleave(self.share, dim=0)[:, None, None]
+
+
+class SideBySideProcessor:
+    """Consecutive stretches of one batch, each attending with a cache of its own.
+
+    Projections, norms and every other layer see one large batch; only the softmax is taken stretch by stretch, so each
+    costs as many keys as it has. `parts`: one `CacheKVProcessor` a stretch, in the order of the rows.
+    """
+
+    def __init__(self, parts: Sequence[CacheKVProcessor]) -> None:
+        self.parts = tuple(parts)
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        sizes = [part.rows for part in self.parts]
+
+        def attend(*projected: Tensor) -> Tensor:
+            stretches = zip(*(x.split(sizes) for x in projected), strict=True)
+            return torch.cat([part.attend(attn, *own) for part, own in zip(self.parts, stretches, strict=True)])
+
+        return _attention_block(attn, hidden_states, attend)
 
 
 @contextmanager

@@ -17,8 +17,11 @@ _EXPORTS = {
     "RefLDMPipeline": "refldm",
     "RestorationOutput": "base",
     "RestorationSettings": "base",
+    "SAMPLING": "presets",
+    "SAMPLING_SEED": "presets",
     "encode_references": "references",
     "load_pipeline": "registry",
+    "sampling": "presets",
 }
 
 __all__ = sorted(_EXPORTS)
@@ -27,7 +30,7 @@ __all__ = sorted(_EXPORTS)
 def __getattr__(name: str):
     if name in _EXPORTS:
         return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    if name in {"base", "refldm", "references", "registry", "rows"}:
+    if name in {"base", "presets", "refldm", "references", "registry", "rows"}:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

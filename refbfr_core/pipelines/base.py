@@ -19,7 +19,7 @@ class RestorationSettings:
     """Everything that decided a result besides the pictures and the weights; print it under a figure.
 
     `seeds` has one entry an image, or is None when the caller brought generators. `references` counts those actually
-    used for each image, `timesteps` are the ones visited, in order.
+    used for each image, `timesteps` are the ones visited, in order, `precision` is the type the denoiser computed in.
     """
 
     method: str
@@ -31,12 +31,14 @@ class RestorationSettings:
     eta: float
     seeds: tuple[int, ...] | None
     references: tuple[int, ...]
+    precision: str = "float32"
 
     def __str__(self) -> str:
         seeds = "caller's generators" if self.seeds is None else _span(self.seeds)
+        rounded = "" if self.precision == "float32" else f", {self.precision}"
         return (
-            f"{self.method}, {self.resolution} px, {len(self.timesteps)} {self.timestep_spacing} steps, "
-            f"guidance {self.guidance_scale:g}, eta {self.eta:g}, seeds {seeds}, references {_span(self.references)}"
+            f"{self.method}, {self.resolution} px, {len(self.timesteps)} {self.timestep_spacing} steps, guidance "
+            f"{self.guidance_scale:g}, eta {self.eta:g}, seeds {seeds}, references {_span(self.references)}{rounded}"
         )
 
 

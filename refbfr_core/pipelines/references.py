@@ -10,7 +10,7 @@ from torch import Tensor
 
 from refbfr_core.errors import unknown_name
 from refbfr_core.models import encode_latents
-from refbfr_core.pipelines.rows import in_groups
+from refbfr_core.pipelines.rows import ROW_GROUP, in_groups
 
 if TYPE_CHECKING:
     from diffusers import VQModel
@@ -19,7 +19,13 @@ ENCODINGS = ("separate", "strip")
 
 
 def encode_references(
-    vq: VQModel, references: Tensor, mask: Tensor | None = None, *, patch_size: int = 1, encoding: str = "separate"
+    vq: VQModel,
+    references: Tensor,
+    mask: Tensor | None = None,
+    *,
+    patch_size: int = 1,
+    encoding: str = "separate",
+    rows: int = ROW_GROUP,
 ) -> Tensor:
     """Un-quantised latents of reference pictures.
 
@@ -31,6 +37,7 @@ def encode_references(
         encoding: "separate" encodes every picture alone. "strip" does what ReF-LDM's release does: a person's pictures
             are laid side by side, encoded as one wide image and the latent is cut into squares, so that group norms,
             convolutions at the seams and the encoder's attention mix them.
+        rows: how many pictures the encoder sees at a time, when they are encoded one by one.
 
     Returns:
         (B, R, C, h, w).
@@ -43,7 +50,7 @@ def encode_references(
     if mask is None:
         mask = torch.ones(references.shape[:2], dtype=torch.bool, device=references.device)
     if encoding == "separate":
-        chosen = in_groups(partial(encode_latents, vq, patch_size=patch_size), references[mask])
+        chosen = in_groups(partial(encode_latents, vq, patch_size=patch_size), references[mask], rows)
     else:
         # One strip a person: padding must not take part in the statistics of the pictures beside it.
         strips = [

@@ -14,6 +14,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DModel, VQModel
 from torch import Tensor
 
+from refbfr_core.devices import pick_dtype
 from refbfr_core.diffusion import (
     SPACINGS,
     Predict,
@@ -37,7 +38,8 @@ from refbfr_core.pipelines.base import (
     evaluating,
 )
 from refbfr_core.pipelines.references import ENCODINGS, encode_references
-from refbfr_core.pipelines.rows import ROW_GROUP, in_groups, row_groups
+from refbfr_core.pipelines.rows import as_slice, in_groups, row_groups
+from refbfr_core.pipelines.rows import rows_per_call as default_rows
 
 
 class RefLDMPipeline(DiffusionPipeline):
@@ -96,6 +98,38 @@ class RefLDMPipeline(DiffusionPipeline):
         """Side in pixels of the pictures these networks restore."""
         return self.unet.config.sample_size * self.config.patch_size * pixels_per_latent(self.vq)
 
+    def speed_up(
+        self,
+        dtype: str | torch.dtype | None = None,
+        *,
+        compiled: bool = False,
+        channels_last: bool = False,
+        backend: str = "inductor",
+    ) -> RefLDMPipeline:
+        """Trades a little exactness, or the time of a compilation, for speed; changes this pipeline and returns it.
+
+        Args:
+            dtype: of the denoiser, as in `refbfr_core.devices.pick_dtype`; None leaves it. The weights are rounded: to
+                go back, load the pipeline again. In a short type the first stage computes under autocast, with weights,
+                codebook and look-up in its own type; the steps between, and guidance, are float32 in any case.
+            compiled: run the denoiser through `torch.compile` (minutes at its first call; again for another number of
+                rows or references). Reference passes are not compiled.
+            channels_last: keep the denoiser's weights as (out, h, w, in), which convolutions of short types on GPUs
+                like.
+            backend: of `torch.compile`.
+
+        Raises:
+            UnknownNameError, ConfigError: as in `pick_dtype`.
+        """
+        if dtype is not None:
+            # Not the network's own `to`, which warns that some layers may need float32: this one has none such.
+            torch.nn.Module.to(self.unet, pick_dtype(self.unet.device, dtype))
+        if channels_last:
+            self.unet.to(memory_format=torch.channels_last)
+        if compiled:
+            self.unet = torch.compile(self.unet, dynamic=False, backend=backend)
+        return self
+
     @torch.no_grad()
     def __call__(
         self,
@@ -105,10 +139,12 @@ class RefLDMPipeline(DiffusionPipeline):
         reference_mask: Tensor | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        timestep_spacing: str | None = None,
         eta: float = 0.0,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        guidance_as_batch: bool = True,
+        guidance_as_batch: bool | None = None,
+        rows_per_call: int | None = None,
         callback: Callable[[StepState], object] | None = None,
         trace: bool = False,
     ) -> RestorationOutput:
@@ -121,30 +157,41 @@ class RefLDMPipeline(DiffusionPipeline):
             reference_mask: (B, R) bool, False for padding; a person without references is a row of False.
             num_inference_steps: DDIM steps S; the authors' spacing takes a few more when S does not divide 1000.
             guidance_scale: s in eps_null + s (eps_ref - eps_null); 1 evaluates the branch with references only.
+            timestep_spacing: the rule that picks the timesteps, a key of `refbfr_core.diffusion.SPACINGS`.
             eta: DDIM noise share, 0 is deterministic.
             seed: an int s gives image i the seed s + i, a list gives one each; default 0.
             generator: instead of `seed`, one CPU `torch.Generator` an image; drawing advances them.
-            guidance_as_batch: evaluate both branches in one call of the network, or one after the other.
+            guidance_as_batch: evaluate both branches in one call of the network, or one after the other, which needs
+                less memory. None: in one call, which was never slower (docs/speed.md).
+            rows_per_call: rows of every network call, where a picture with both branches in one call is two. None: 4
+                for small latents, from 64 latents a side one picture at a time. Larger calls suit a GPU. Pictures of
+                calls of different size differ by rounding, which now and then flips a code of the first stage.
             callback: called after every step with its `refbfr_core.diffusion.StepState`.
             trace: record the trajectory into the result.
 
         Raises:
             ImageContractError: pictures that break the contract or have the wrong size. ConfigError: impossible
-                settings. NonFiniteError: a network returned NaN or infinity.
+                settings. UnknownNameError: an unknown spacing. NonFiniteError: a network returned NaN or infinity.
         """
         scale = self.config.guidance_scale if guidance_scale is None else float(guidance_scale)
         if not math.isfinite(scale) or scale < 0:
             raise ConfigError(f"guidance_scale is {scale}; expected a finite number, 0 or more (the paper uses 1.5).")
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        spacing = self.config.timestep_spacing if timestep_spacing is None else timestep_spacing
         schedule = schedule_from_scheduler(self.scheduler)
-        timesteps = make_timesteps(self.config.timestep_spacing, len(schedule), steps)
+        timesteps = make_timesteps(spacing, len(schedule), steps)
         inputs = check_inputs(lq, references, reference_mask, seed, generator, self.resolution)
+        if rows_per_call is not None and rows_per_call < 1:
+            raise ConfigError(f"rows_per_call is {rows_per_call}; expected 1 or more, or None.")
+        rows = rows_per_call or default_rows(self.unet.config.sample_size)
         recorder = Trace() if trace else None
 
         with evaluating(self.vq, self.unet), self.progress_bar(total=len(timesteps)) as bar:
             patch_size = self.config.patch_size
-            lq_latent = in_groups(lambda rows: encode_latents(self.vq, rows, patch_size), lq)
-            predict = self._denoiser(inputs, lq_latent, scale, guidance_as_batch)
+            with self._first_stage_precision():
+                lq_latent = in_groups(lambda pictures: encode_latents(self.vq, pictures, patch_size), lq, rows)
+            lq_latent = lq_latent.to(self.vq.dtype)
+            predict = self._denoiser(inputs, lq_latent, scale, guidance_as_batch is not False, rows)
 
             def step_done(state: StepState) -> None:
                 bar.update()
@@ -164,66 +211,87 @@ class RefLDMPipeline(DiffusionPipeline):
                 trace=recorder,
             )
             latent = latent.to(lq_latent.dtype)
-            decoded = in_groups(lambda rows: decode_latents(self.vq, rows, patch_size), latent).float()
+            with self._first_stage_precision():
+                decoded = in_groups(lambda latents: decode_latents(self.vq, latents, patch_size), latent, rows).float()
         images = from_network(check_decoded(decoded)).to(lq.device)
         settings = RestorationSettings(
             method="ReF-LDM",
             resolution=self.resolution,
             num_inference_steps=steps,
-            timestep_spacing=self.config.timestep_spacing,
+            timestep_spacing=spacing,
             timesteps=tuple(timesteps),
             guidance_scale=scale if inputs.references is not None else 1.0,
             eta=eta,
             seeds=inputs.seeds,
             references=inputs.reference_counts,
+            precision=str(self.unet.dtype).removeprefix("torch."),
         )
         return RestorationOutput(images, recorder, settings)
 
-    def _denoiser(self, inputs: RestorationInputs, lq_latent: Tensor, scale: float, as_batch: bool) -> Predict:
+    def _first_stage_precision(self) -> torch.autocast:
+        """Autocast to the denoiser's type where the first stage has a longer one. A look-up stays as it is: near-ties
+        between two codes are not for a short type to decide."""
+        short = self.unet.dtype != torch.float32 and self.vq.dtype == torch.float32
+        return torch.autocast(self.vq.device.type, self.unet.dtype if short else torch.bfloat16, enabled=short)
+
+    def _denoiser(
+        self, inputs: RestorationInputs, lq_latent: Tensor, scale: float, as_batch: bool, rows: int
+    ) -> Predict:
         """The denoiser with the conditions of one call bound to it, guided when there are references."""
         guided = inputs.references is not None and scale != 1.0
         copies = 2 if guided and as_batch else 1
-        groups = [rows.to(lq_latent.device) for rows in row_groups(len(lq_latent), ROW_GROUP // copies)]
-        group_caches = self._caches(inputs, groups, guided, as_batch)
+        groups = [group.to(lq_latent.device) for group in row_groups(len(lq_latent), max(1, rows // copies))]
+        calls = self._calls(inputs, groups, guided, as_batch, rows)
+        dtype = self.unet.dtype
 
         def predict(x_t: Tensor, t: int) -> Tensor:
+            # A tensor: a compiled network would be compiled again for every new number.
+            timestep = torch.tensor(t, device=x_t.device)
             outputs = []
-            for rows, caches in zip(groups, group_caches, strict=True):
-                joined = torch.cat([x_t[rows].to(lq_latent.dtype), lq_latent[rows]], dim=1)
+            for group, caches in zip(groups, calls, strict=True):
+                joined = torch.cat([x_t[group].to(dtype), lq_latent[group].to(dtype)], dim=1)
                 joined = torch.cat([joined] * copies)
-                branches = torch.cat([denoise(self.unet, joined, t, cache) for cache in caches])
+                # Guidance amplifies the difference of the branches, and with it what a short type rounds away.
+                branches = torch.cat([denoise(self.unet, joined, timestep, cache).float() for cache in caches])
                 outputs.append(classifier_free_guidance(*branches.chunk(2), scale) if guided else branches)
             return torch.cat(outputs)[: len(x_t)]
 
         return predict
 
-    def _caches(
-        self, inputs: RestorationInputs, groups: list[Tensor], guided: bool, as_batch: bool
-    ) -> list[tuple[ReferenceCache | None, ...]]:
-        """References of every group, run once for the whole call: one cache for each call of the denoiser in a step.
+    def _calls(
+        self, inputs: RestorationInputs, groups: list[Tensor], guided: bool, as_batch: bool, rows: int
+    ) -> list[tuple[ReferenceCache | tuple[ReferenceCache, ...] | None, ...]]:
+        """What each group's calls of the network in a step attend to; references pass once for the whole call.
 
         Guidance needs [null, references], as in the release: null references are latents of zeros that keep their
-        number and their place in the softmax. They share a cache, or have one each.
+        number and their place in the softmax. Both go into one call, or into one each.
         """
         if inputs.references is None:
             return [(None,)] * len(groups)
-        latents = encode_references(
-            self.vq,
-            inputs.references,
-            inputs.mask,
-            patch_size=self.config.patch_size,
-            encoding=self.config.reference_encoding,
-        )
+        with self._first_stage_precision():
+            latents = encode_references(
+                self.vq,
+                inputs.references,
+                inputs.mask,
+                patch_size=self.config.patch_size,
+                encoding=self.config.reference_encoding,
+                rows=rows,
+            ).to(self.unet.dtype)
         mask = inputs.mask.to(latents.device)
-        caches: list[tuple[ReferenceCache | None, ...]] = []
-        for rows in groups:
-            own, used = latents[rows], mask[rows]
-            if guided:
-                own, used = torch.cat([torch.zeros_like(own), own]), torch.cat([used, used])
-            cache = ReferenceCache.build(self.unet, own, used, chunk_size=ROW_GROUP)
-            halves = (slice(len(rows)), slice(len(rows), None))
-            caches.append((cache,) if as_batch or not guided else tuple(cache.select(half) for half in halves))
-        return caches
+        given = ReferenceCache.build(self.unet, latents, mask, chunk_size=rows)
+        null = None
+        if guided:
+            null = ReferenceCache.null(self.unet, mask.sum(dim=1), given.latent_size, chunk_size=rows)
+        calls: list[tuple[ReferenceCache | tuple[ReferenceCache, ...] | None, ...]] = []
+        for group in groups:
+            people = as_slice(group)
+            own = given.select(people).compact()
+            if null is None:
+                calls.append((own,))
+            else:
+                branches = (null.select(people), own)
+                calls.append((branches,) if as_batch else branches)
+        return calls
 
 
 def patch_size_between(vq: VQModel, unet: UNet2DModel) -> int:

@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from refbfr_core.devices import pick_device
 from refbfr_core.errors import unknown_name
+from refbfr_core.pipelines.presets import SAMPLING
 
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
+
+
+_CALL_DEFAULTS = ("num_inference_steps", "timestep_spacing", "guidance_scale")
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,14 @@ PIPELINES: MappingProxyType[str, PipelineEntry] = MappingProxyType(
                             "guidance_scale": 2.0,
                         }
                     ),
-                    "paper": MappingProxyType({"reference_encoding": "strip", "prediction": "epsilon"}),
+                    # As released: one strip of references, noise prediction, and the single-image script's sampling.
+                    "paper": MappingProxyType(
+                        {
+                            "reference_encoding": "strip",
+                            "prediction": "epsilon",
+                            **{key: SAMPLING["release"][key] for key in _CALL_DEFAULTS},
+                        }
+                    ),
                 }
             ),
         ),
@@ -88,7 +99,8 @@ def load_pipeline(
         name: a key of `PIPELINES`.
         profile: "toy" for the networks that ship with the package, "paper" for the published ones.
         device: None picks the first GPU, else the CPU.
-        root: a folder of networks written by `refbfr_core.weights.save_network`, instead of the shipped ones.
+        root: a folder of networks written by `refbfr_core.weights.save_network`, instead of the shipped ones or, for
+            "paper", those that `refbfr weights import` made.
 
     Raises:
         UnknownNameError: no such method or profile; the message says the nearest name.

@@ -5,7 +5,17 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_EXPORTS = {"run": "launch", "RECIPES": "recipes", "recipe": "recipes", "Recipe": "recipes", "read_log": "records"}
+_EXPORTS = {
+    "fine_tune_live": "refldm_live",
+    "run": "launch",
+    "run_full": "launch_full",
+    "RECIPES": "recipes",
+    "PAPER_RECIPES": "paper_recipes",
+    "recipe": "recipes",
+    "paper_recipe": "paper_recipes",
+    "Recipe": "recipes",
+    "read_log": "records",
+}
 
 __all__ = sorted(_EXPORTS)
 

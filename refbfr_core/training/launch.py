@@ -20,9 +20,20 @@ from refbfr_core.training.export import export_network
 from refbfr_core.training.first_stage import FirstStageTask
 from refbfr_core.training.latents import LatentCache
 from refbfr_core.training.loop import Task, make_accelerator, train
-from refbfr_core.training.recipes import EmbedderRecipe, FirstStageRecipe, Recipe, RefLDMRecipe, recipe
+from refbfr_core.training.mechanisms import MechanismTask, PlainTask, export_mechanism
+from refbfr_core.training.recipes import (
+    EmbedderRecipe,
+    FirstStageRecipe,
+    MechanismRecipe,
+    PlainRecipe,
+    Recipe,
+    RefLDMIdentityRecipe,
+    RefLDMRecipe,
+    recipe,
+)
 from refbfr_core.training.records import CHECKPOINT, load_checkpoint
 from refbfr_core.training.refldm import RefLDMTask
+from refbfr_core.training.refldm_identity import IdentityTargets, RefLDMIdentityTask
 
 DATA_VARIABLE = "REFBFR_DATA"
 
@@ -43,7 +54,7 @@ def run(
 
     Parameters
     ----------
-    name : "embedder-guide", "embedder-judge", "refldm-vq" or "refldm-base".
+    name : "embedder-guide", "embedder-judge", "refldm-vq", "refldm-base" or another of `RECIPES`.
     out : folder of the run: ``checkpoint.pt``, ``log.jsonl`` and ``export/<network>``.
     data : folder of the caches of drawn faces and latents, made when they are missing; default: the environment
     variable
@@ -77,7 +88,8 @@ def run(
     if accelerator.is_main_process:
         network = summary.pop("average").network
         task.finish(network)
-        folder = export_network(network, chosen, name, summary, task.facts, task.about(), out / "export")
+        export = export_mechanism if isinstance(task, MechanismTask) else export_network
+        folder = export(network, chosen, name, summary, task.facts, task.about(), out / "export")
     accelerator.wait_for_everyone()
     return folder
 
@@ -102,6 +114,17 @@ def make_task(
             with _progress("latents", accelerator) as progress:
                 cache.build(0 if on_gpu else workers, max_bytes=32 * 2**30, progress=progress)
             caches.append(cache)
+        if isinstance(chosen, PlainRecipe):
+            return PlainTask(chosen, *caches)
+        if isinstance(chosen, MechanismRecipe):
+            return MechanismTask(chosen, *caches)
+        if isinstance(chosen, RefLDMIdentityRecipe):
+            targets = None
+            if chosen.scale != "none":
+                made = IdentityTargets(data, caches[0], chosen.embedder, str(accelerator.device))
+                with _progress("targets", accelerator) as progress:
+                    targets = made.build(0 if on_gpu else workers, progress=progress).embeddings
+            return RefLDMIdentityTask(chosen, *caches, targets)
         return RefLDMTask(chosen, *caches)
     raise ConfigError(f"no training belongs to a {type(chosen).__name__}.")
 

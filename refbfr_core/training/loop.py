@@ -7,6 +7,7 @@ The loop knows nothing about faces. A *task* gives it the module to optimise, th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -56,9 +58,11 @@ class Task(Protocol):
     facts: dict[str, Any]
     memory: dict[str, Tensor]
 
-    def batch(self, step: int, rank: int, world: int) -> Batch:
+    def batch(self, step: int, rank: int, world: int) -> Batch | list[Batch]:
         """This process's share of the batch of a step, on the CPU: a function of the recipe's seed and the
-        arguments."""
+        arguments. A list is gone through one by one, to save memory; the sum of its losses is the loss of the step, and
+        every process must give as many.
+        """
 
     def loss(self, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """Scalar loss, and metrics: scalars, or pairs (sum, count) that are added up until the next log line."""
@@ -83,9 +87,26 @@ class TrainingState:
         self.accelerator, self.module, self.optimizer, self.average = accelerator, module, optimizer, average
 
 
+def any_accelerator(precision: str, device: str | None = None) -> Accelerator:
+    """Accelerator for any number of processes; ``device="cpu"`` keeps a training off a GPU that is there.
+
+    Accelerate fixes the precision with the first accelerator of a Python process. One process may train several
+    networks one after the other, so another precision starts it afresh.
+    """
+    options = {"mixed_precision": precision, "cpu": device == "cpu"}
+    try:
+        accelerator = Accelerator(**options)
+    except ValueError:
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(**options)
+    if device == "cpu" and accelerator.device.type != "cpu":
+        raise ConfigError("this Python process has already trained on a GPU; start a new one to train on the CPU.")
+    return accelerator
+
+
 def make_accelerator(recipe: Recipe, device: str | None = None) -> Accelerator:
-    """Accelerator for a recipe; ``device="cpu"`` keeps a training off a GPU that is there."""
-    accelerator = Accelerator(mixed_precision=recipe.precision, cpu=device == "cpu")
+    """`any_accelerator` for a recipe whose batch the processes must share evenly; raises ConfigError if they cannot."""
+    accelerator = any_accelerator(recipe.precision, device)
     if recipe.batch % accelerator.num_processes:
         raise ConfigError(
             f"batch={recipe.batch} cannot be shared by {accelerator.num_processes} processes; use a multiple."
@@ -126,7 +147,7 @@ def train(
     module = task.module.to(accelerator.device)
     if recipe.channels_last:
         module = module.to(memory_format=torch.channels_last)
-    optimizer = _optimizer(module, recipe, accelerator.device)
+    optimizer = make_optimizer(module, recipe, accelerator.device)
     average = AveragedWeights(task.network, recipe.ema)
     step, seconds = 0, 0.0
     if resume:
@@ -156,18 +177,13 @@ def train(
         # Dropout and whatever else draws from torch's own stream depend on the step too, so nothing has to be stored.
         torch.manual_seed(int(numbers(recipe.seed, 3, step, accelerator.process_index).integers(2**62)))
         task.before_step(step, state)
-        metrics = _step(task, wrapped, optimizer, accelerator, step)
+        metrics = optimiser_step(task, wrapped, optimizer, accelerator, step)
         average.update(task.network)
         step += 1
         bar.update()
-        for key, value in metrics.items():
-            pair = (
-                value.detach().float()
-                if value.ndim
-                else torch.stack([value.detach().float(), value.new_ones(()).float()])
-            )
-            totals[key] = totals[key] + pair if key in totals else pair
+        _add(totals, metrics)
         if step % recipe.log_every == 0 or step == recipe.steps:
+            totals = {key: accelerator.reduce(totals[key].to(accelerator.device), "sum") for key in sorted(totals)}
             means = {key: float(pair[0] / pair[1]) for key, pair in totals.items() if float(pair[1])}
             rate = recipe.batch * (step - logged) / (time.perf_counter() - since)
             log.write(
@@ -195,16 +211,24 @@ def train(
             "results": results, "average": average}  # fmt: skip
 
 
-def _step(task: Task, wrapped: nn.Module, optimizer: Any, accelerator: Accelerator, step: int) -> Metrics:
+def optimiser_step(task: Task, wrapped: nn.Module, optimizer: Any, accelerator: Accelerator, step: int) -> Metrics:
+    """Batch, loss, backward pass and update of one step; raises `TrainingDivergedError`, the weights then unchanged."""
     recipe = task.recipe
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(recipe, step)
     batch = task.batch(step, accelerator.process_index, accelerator.num_processes)
-    batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
+    pieces = batch if isinstance(batch, list) else [batch]
     wrapped.train()
-    with accelerator.autocast():
-        loss, metrics = task.loss(wrapped, batch, step)
-    accelerator.backward(loss)
+    loss, totals = torch.zeros((), device=accelerator.device), {}
+    for index, piece in enumerate(pieces):
+        piece = {key: value.to(accelerator.device, non_blocking=True) for key, value in piece.items()}
+        # Processes exchange gradients once a step, in the backward pass of the last piece.
+        with accelerator.no_sync(wrapped) if index + 1 < len(pieces) else contextlib.nullcontext():
+            with accelerator.autocast():
+                part, metrics = task.loss(wrapped, piece, step)
+            accelerator.backward(part)
+        loss = loss + part.detach()
+        _add(totals, metrics)
     norm = accelerator.clip_grad_norm_(wrapped.parameters(), recipe.clip)
     if not bool(torch.isfinite(norm)):
         raise TrainingDivergedError(
@@ -214,15 +238,25 @@ def _step(task: Task, wrapped: nn.Module, optimizer: Any, accelerator: Accelerat
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {"loss": loss, **metrics, "gradient": norm}
+    return {"loss": loss, **totals, "gradient": norm}
 
 
-def _optimizer(module: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW; weight decay acts on matrices and filters only, never on biases, norms and slopes."""
+def _add(totals: Metrics, metrics: Metrics) -> None:
+    """Add metrics up as pairs (sum, count); a scalar counts once."""
+    for key, value in metrics.items():
+        value = value.detach().float()
+        pair = value if value.ndim else torch.stack([value, torch.ones_like(value)])
+        totals[key] = totals[key] + pair if key in totals else pair
+
+
+def make_optimizer(module: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW; weight decay acts on matrices and filters only, never on biases, norms and slopes, unless the recipe says
+    so (`decay_everything`)."""
+    rest = recipe.weight_decay if getattr(recipe, "decay_everything", False) else 0.0
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": rest},
     ]
     return torch.optim.AdamW(groups, lr=recipe.lr, fused=device.type in ("cpu", "cuda"))
 

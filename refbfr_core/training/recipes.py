@@ -15,6 +15,8 @@ from typing import Any
 from refbfr_core.errors import ConfigError, unknown_name
 
 LR_SCHEDULES = ("constant", "cosine", "trapezoid")
+MECHANISMS = ("none", "cachekv", "spatial", "channel", "cross")
+IDENTITY_SCALES = ("none", "constant", "sqrt_alpha_bar", "below_100", "below_500")
 PRECISIONS = ("no", "bf16")
 
 
@@ -199,6 +201,70 @@ class RefLDMRecipe(Recipe):
             )
 
 
+@dataclass(frozen=True)
+class PlainRecipe(RefLDMRecipe):
+    """A small latent diffusion model without references: the common starting point of the reference mechanisms."""
+
+    steps: int = 10000
+    batch: int = 32
+    targets: int = 1
+    lr: float = 1e-3
+    widths: tuple[int, ...] = (48, 96)
+    head_width: int = 48
+    reference_counts: tuple[float, ...] = (1.0,)
+    drop_references: float = 0.0
+
+
+@dataclass(frozen=True)
+class MechanismRecipe(RefLDMRecipe):
+    """Fine-tuning of the plain network with one way for references to enter (ReF-LDM, Table 2).
+
+    `mechanism` is one of `MECHANISMS`, `start` the folder that "refldm-plain" exported to (the one that holds
+    refldm-unet). Batches, noise and timesteps are the same in every arm.
+    """
+
+    network: str = "refldm-mechanism"
+    mechanism: str = "cachekv"
+    start: str = ""
+    widths: tuple[int, ...] = (48, 96)
+    head_width: int = 48
+    reference_counts: tuple[float, ...] = (0.1, 0.18, 0.18, 0.18, 0.18, 0.18)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mechanism not in MECHANISMS:
+            raise unknown_name("reference mechanism", self.mechanism, MECHANISMS)
+        if len(self.reference_counts) < 3:
+            raise ConfigError(
+                f"reference_counts {self.reference_counts} allow {len(self.reference_counts) - 1} references; the "
+                "report on validation people uses 2, so give at least three probabilities."
+            )
+
+
+@dataclass(frozen=True)
+class RefLDMIdentityRecipe(RefLDMRecipe):
+    """Fine-tuning of a trained denoiser with ReF-LDM's identity loss (section 3.3), and its ablation.
+
+    `start` is the folder of exported networks to begin with, "" the shipped ones. `scale` is a name of
+    `refbfr_core.training.identity.SCALES`, or "none" for L_LDM alone: same batches, noise and timesteps in every arm.
+    `identity_weight` of the paper is 0.1; the recipe "refldm-identity" has 0.5, with which the two terms have gradients
+    of about equal length at the start (with 0.1 identity has a fifth). `embedder` is the network behind the loss; the
+    judge is refused, because it must not take part in any training.
+    """
+
+    start: str = ""
+    scale: str = "sqrt_alpha_bar"
+    identity_weight: float = 0.1
+    embedder: str = "guide"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale not in IDENTITY_SCALES:
+            raise unknown_name("scale of the identity loss", self.scale, IDENTITY_SCALES)
+        if self.embedder == "judge":
+            raise ConfigError("the judge only scores results; train against embedder='guide'.")
+
+
 RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
     {
         "embedder-guide": EmbedderRecipe(
@@ -215,20 +281,39 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
             prediction="v_prediction", min_snr=5.0, flips=False, lq_variants=3,
             degradations=("toy-refldm-severe", "toy-refldm-severe", "toy-refldm-train"),
         ),
+        "refldm-identity": RefLDMIdentityRecipe(
+            steps=150, batch=16, lr=2e-4, warmup=10, cooldown=0.4, ema=0.99, eval_every=1000, checkpoint_every=100,
+            log_every=10, identity_weight=0.5, targets=4, people=512, views=6, prediction="v_prediction", min_snr=5.0, flips=False,
+            lq_variants=3, degradations=("toy-refldm-severe", "toy-refldm-severe", "toy-refldm-train"),
+        ),
+        "refldm-mechanism": MechanismRecipe(
+            steps=1250, batch=16, lr=6e-4, warmup=50, cooldown=0.4, ema=0.998, eval_every=2000, targets=4,
+            people=2560, views=6,
+            prediction="v_prediction", min_snr=5.0, flips=False, lq_variants=3,
+            degradations=("toy-refldm-severe", "toy-refldm-severe", "toy-refldm-train"),
+        ),
+        "refldm-plain": PlainRecipe(
+            steps=10000, lr=1e-3, warmup=300, cooldown=0.25, ema=0.999, people=2560, views=6,
+            prediction="v_prediction", min_snr=5.0, flips=False, lq_variants=3,
+            degradations=("toy-refldm-severe", "toy-refldm-severe", "toy-refldm-train"),
+        ),
     }
 )  # fmt: skip
 
 
-def recipe(name: str, **changes: Any) -> Recipe:
+def recipe(name: str, recipes: Mapping[str, Recipe] | None = None, /, **changes: Any) -> Recipe:
     """Return the recipe called ``name`` with some values changed; text (from a command line) is read as the right type.
+
+    It is looked up in ``recipes``, by default `RECIPES`.
 
     Raises
     ------
     UnknownNameError : no such recipe or no such value, naming the nearest. ConfigError : a value of the wrong kind.
     """
-    if name not in RECIPES:
-        raise unknown_name("recipe", name, RECIPES)
-    base = RECIPES[name]
+    recipes = RECIPES if recipes is None else recipes
+    if name not in recipes:
+        raise unknown_name("recipe", name, recipes)
+    base = recipes[name]
     known = {field.name for field in fields(base)}
     for key in changes:
         if key not in known:

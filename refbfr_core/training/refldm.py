@@ -14,6 +14,8 @@ from refbfr_core.diffusion import Schedule, add_noise, make_schedule, predict_v
 from refbfr_core.errors import ConfigError
 from refbfr_core.faces.shards import ShardedArray
 from refbfr_core.models import ReferenceCache, denoise
+from refbfr_core.models.cachekv import base_network
+from refbfr_core.models.mechanism_base import ReferenceMechanism
 from refbfr_core.training.data import share_of
 from refbfr_core.training.latents import LatentCache
 from refbfr_core.training.loop import Batch, Metrics, TrainingState
@@ -54,7 +56,8 @@ class RefLDMTask:
 
         ``clean`` (P k, C, h, w), ``ruined`` likewise (zeros where dropped), ``references`` (P, R, C, h, w) of other
         views
-        than the targets (zeros where dropped; R may be 0), ``noise``, and ``timesteps`` (P k,).
+        than the targets (zeros where dropped; R may be 0), ``noise``, ``timesteps`` (P k,), and ``places`` (P k, 3):
+        person, mirror image and view of each target.
         """
         recipe = self.recipe
         people = recipe.batch // recipe.targets
@@ -83,6 +86,7 @@ class RefLDMTask:
             "references": refs,
             "noise": torch.randn(clean.shape, generator=generator(recipe.seed, 23, step, rank)),
             "timesteps": spread_timesteps(len(clean), len(self.schedule), draws),
+            "places": torch.from_numpy(np.stack([owner, mirror, target], 1)),
         }
 
     def loss(self, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
@@ -138,14 +142,23 @@ def make_denoiser(recipe: RefLDMRecipe, channels: int, size: int) -> UNet2DModel
 def denoising_error(module: nn.Module, batch: Batch, schedule: Schedule, prediction: str = "epsilon") -> Tensor:
     """Mean squared error for every target, (P k,) float32: of the noise (the paper) or of the velocity v."""
     noisy = add_noise(batch["clean"], batch["noise"], batch["timesteps"], schedule)
-    references, cache = batch["references"], None
-    if references.shape[1]:
-        cache = ReferenceCache.build(module, references).repeat_interleave(len(noisy) // len(references))
-    predicted = denoise(module, torch.cat([noisy, batch["ruined"]], 1), batch["timesteps"], cache)
+    predicted = predict(module, torch.cat([noisy, batch["ruined"]], 1), batch["timesteps"], batch["references"])
     target = batch["noise"]
     if prediction == "v_prediction":
         target = predict_v(batch["clean"], batch["noise"], batch["timesteps"], schedule)
     return (predicted.float() - target).square().mean((1, 2, 3))
+
+
+def predict(module: nn.Module, sample: Tensor, timesteps: Tensor, references: Tensor) -> Tensor:
+    """The network's prediction (P k, C, h, w) for k targets each of P people, whose references enter once for all k.
+
+    ``module`` is a stock `UNet2DModel`, used with CacheKV, or a `ReferenceMechanism`.
+    """
+    share, network = len(sample) // max(1, len(references)), base_network(module)
+    if isinstance(network, ReferenceMechanism):
+        return module(sample, timesteps, network.prepare(references).repeat_interleave(share))
+    cache = ReferenceCache.build(module, references).repeat_interleave(share) if references.shape[1] else None
+    return denoise(module, sample, timesteps, cache)
 
 
 def split_views(views: int, references: int, targets: int, draws: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,8 @@
 """Network weights: what ships, how it is checked, how it is written, and how the authors' own files are converted.
 
 `load_network(name)` gives a ready network from a checked folder, `save_network(...)` writes such a folder, `NETWORKS`
-lists what the package knows, and the `convert` module turns the papers' published layouts into these networks.
+lists what the package knows. `import_published(files, ...)` makes the paper profile's networks of the files that the
+authors publish; the `convert` module turns their layouts into networks.
 """
 
 from __future__ import annotations
@@ -18,8 +19,14 @@ _EXPORTS = {
     "read_card": "store",
     "verify_network": "store",
     "shipped_root": "store",
+    "published_root": "store",
+    "import_published": "published_import",
+    "imported_from": "published_import",
 }
-_MODULES = ("card", "convert", "registry", "store")
+_MODULES = (
+    *("card", "convert", "registry", "store"),
+    *("published_files", "published_import", "published_ldm", "published_sample"),
+)
 
 __all__ = sorted(_EXPORTS)
 

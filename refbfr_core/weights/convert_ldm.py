@@ -14,7 +14,7 @@ import torch
 from diffusers import UNet2DModel, VQModel
 from torch import Tensor
 
-from refbfr_core.weights.convert_strict import Move, fill, parameters_of, read_config
+from refbfr_core.weights.convert_strict import Move, fill, parameters_of, read_config, source_shapes
 
 _UNET_REQUIRED = (
     "image_size",
@@ -70,6 +70,17 @@ def convert_ldm_unet(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]
     WeightsError : names or shapes do not match, on either side; nothing is ever loaded in part.
     ConfigError, UnknownNameError : a keyword is missing, unsupported or unknown.
     """
+    network, moves = _unet_plan(config)
+    return fill(network, state_dict, moves, "model.diffusion_model.", "U-Net")
+
+
+def ldm_unet_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The authors' name and shape of every tensor `convert_ldm_unet` needs; raises as it does for `config`."""
+    return source_shapes(*_unet_plan(config))
+
+
+def _unet_plan(config: Mapping[str, Any]) -> tuple[UNet2DModel, list[Move]]:
+    """The empty network of a configuration (shapes only), and the table that fills it."""
     c = read_config(config, _UNET_REQUIRED, _UNET_FIXED, _UNET_IGNORED, "U-Net")
     attends = [2**level in c["attention_resolutions"] for level in range(len(c["channel_mult"]))]
     with torch.device("meta"):
@@ -90,8 +101,7 @@ def convert_ldm_unet(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]
             act_fn="silu",
             resnet_time_scale_shift="default",
         )
-    moves = _unet_moves(attends, c["num_res_blocks"], c["num_head_channels"], set(network.state_dict()))
-    return fill(network, state_dict, moves, "model.diffusion_model.", "U-Net")
+    return network, list(_unet_moves(attends, c["num_res_blocks"], c["num_head_channels"], set(network.state_dict())))
 
 
 def convert_ldm_vq(
@@ -115,6 +125,17 @@ def convert_ldm_vq(
     WeightsError : names or shapes do not match, on either side; nothing is ever loaded in part.
     ConfigError, UnknownNameError : a keyword is missing, unsupported or unknown.
     """
+    network, moves = _vq_plan(config, n_embed, embed_dim)
+    return fill(network, state_dict, moves, "first_stage_model.", "VQGAN")
+
+
+def ldm_vq_shapes(config: Mapping[str, Any], n_embed: int, embed_dim: int) -> dict[str, tuple[int, ...]]:
+    """The authors' name and shape of every tensor `convert_ldm_vq` needs; raises as it does for `config`."""
+    return source_shapes(*_vq_plan(config, n_embed, embed_dim))
+
+
+def _vq_plan(config: Mapping[str, Any], n_embed: int, embed_dim: int) -> tuple[VQModel, list[Move]]:
+    """The empty network of a configuration (shapes only), and the table that fills it."""
     c = read_config(config, _VQ_REQUIRED, _VQ_FIXED, (), "VQGAN")
     levels = len(c["ch_mult"])
     with torch.device("meta"):
@@ -132,8 +153,7 @@ def convert_ldm_vq(
             norm_num_groups=32,
             scaling_factor=1.0,
         )
-    moves = _vq_moves(levels, c["num_res_blocks"], set(network.state_dict()))
-    return fill(network, state_dict, moves, "first_stage_model.", "VQGAN")
+    return network, list(_vq_moves(levels, c["num_res_blocks"], set(network.state_dict())))
 
 
 def _residual(source: str, target: str, names: Mapping[str, str], shortcut: str, present: set[str]) -> Iterator[Move]:

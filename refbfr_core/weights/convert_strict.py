@@ -102,11 +102,15 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], moves: Iterable[Move],
     ------
     WeightsError : missing, superfluous or mis-shaped tensors; the message names the first few.
     """
-    moves, shapes = list(moves), {name: tensor.shape for name, tensor in network.state_dict().items()}
+    moves = list(moves)
     if state and all(key.startswith(prefix) for key in state):
         state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-    expected = {move.source: move.source_shape(shapes) for move in moves}
-    _check(state, expected, what)
+    expected = source_shapes(network, moves)
+    if problem := misfit(state, expected):
+        raise WeightsError(
+            f"these weights do not fit the {what} of this configuration: {problem}. Nothing was loaded; "
+            "pass that network's tensors alone, with the configuration they were trained with."
+        )
     filled: dict[str, Tensor] = {}
     for move in moves:
         filled |= move.apply(state[move.source].to(torch.float32))
@@ -114,23 +118,26 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], moves: Iterable[Move],
     return network.eval()
 
 
-def _check(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], what: str) -> None:
+def source_shapes(network: nn.Module, moves: Iterable[Move]) -> dict[str, tuple[int, ...]]:
+    """The authors' name and shape of every tensor that the table `moves` takes to fill `network`."""
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    return {move.source: move.source_shape(shapes) for move in moves}
+
+
+def misfit(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> str:
+    """What keeps `state` from being exactly the `expected` names and shapes, in words; empty when nothing does."""
     missing = [key for key in expected if key not in state]
     superfluous = [key for key in state if key not in expected]
     misshaped = [
         f"{key} is {tuple(state[key].shape)}, not {shape}"
         for key, shape in expected.items()
-        if key in state and tuple(state[key].shape) != shape
+        if key in state and tuple(state[key].shape) != tuple(shape)
     ]
     integer = [key for key in expected if key in state and not state[key].is_floating_point()]
     problems = {"missing": missing, "superfluous": superfluous, "wrong shape": misshaped, "not floating": integer}
-    found = [f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in problems.items() if keys]
-    if found:
-        raise WeightsError(
-            f"these weights do not fit the {what} of this configuration: {'; '.join(found)}. Nothing was loaded; "
-            "pass that network's tensors alone, with the configuration they were trained with."
-        )
+    return "; ".join(f"{len(keys)} {kind} ({first_few(keys)})" for kind, keys in problems.items() if keys)
 
 
-def _first(items: list[str]) -> str:
+def first_few(items: list[str]) -> str:
+    """The beginning of a list of names, for messages."""
     return ", ".join(items[:_NAMED_IN_ERRORS]) + (", ..." if len(items) > _NAMED_IN_ERRORS else "")

@@ -17,11 +17,21 @@ PROFILES: tuple[str, ...] = ("toy", "paper")
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """Where the authors publish a file that the paper profile needs; nothing is fetched from there unasked."""
+    """Where the authors publish a file that the paper profile needs; nothing is fetched from there unasked.
+
+    page: the owners' page about it. url: the file itself. licence: what its owners allow, in a few words. sha256: of
+    the file where it is known; otherwise it is recorded on the network's card when the file is first imported.
+    """
 
     page: str
-    filename: str
+    url: str
     licence: str
+    sha256: str | None = None
+
+    @property
+    def filename(self) -> str:
+        """The name its owners gave the file."""
+        return self.url.rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,14 @@ def _unet_2d() -> type:
     return UNet2DModel
 
 
-_REFLDM_PAGE = "https://github.com/ChiWeiHsiao/ref-ldm/releases/tag/1.0.0"
+def _refldm_release(filename: str) -> MappingProxyType[str, PublishedFile]:
+    """A file of ReF-LDM's release, for the paper profile."""
+    page = "https://github.com/ChiWeiHsiao/ref-ldm/releases"
+    published = PublishedFile(
+        f"{page}/tag/1.0.0", f"{page}/download/1.0.0/{filename}", "non-commercial use only (authors' README)"
+    )
+    return MappingProxyType({"paper": published})
+
 
 NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
     {
@@ -85,9 +102,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 _vq_model,
                 "refldm-vq",
                 shipped=True,
-                published=MappingProxyType(
-                    {"paper": PublishedFile(_REFLDM_PAGE, "vqgan.ckpt", "non-commercial (authors' README)")}
-                ),
+                published=_refldm_release("vqgan.ckpt"),
             ),
             NetworkEntry(
                 "refldm-unet",
@@ -95,9 +110,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 _unet_2d,
                 "refldm-base",
                 shipped=True,
-                published=MappingProxyType(
-                    {"paper": PublishedFile(_REFLDM_PAGE, "refldm.ckpt", "non-commercial (authors' README)")}
-                ),
+                published=_refldm_release("refldm.ckpt"),
             ),
         )
     }

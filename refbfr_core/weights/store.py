@@ -1,8 +1,8 @@
 """Folders of weights: writing one whole or not at all, and reading one only when every byte and every key is right.
 
-A folder `<root>/<name>/` holds `config.json`, one or more safetensors files in the diffusers layout (half precision,
-each small enough for any git host), `card.json` (sizes and SHA-256 of the files, and what the trainer says) and
-`CARD.md`.
+A folder `<root>/<name>/` holds `config.json`, one or more safetensors files in the diffusers layout, `card.json` (sizes
+and SHA-256 of the files, and what the trainer says) and `CARD.md`. Networks that ship are in half precision, each file
+small enough for any git host; the authors' networks, which never do, are kept as they are in the user's own folder.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import copy
 import hashlib
 import importlib.metadata
 import json
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -18,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from refbfr_core.devices import pick_device
 from refbfr_core.errors import ConfigError, OutputError, WeightsError
 from refbfr_core.files import output_error
 from refbfr_core.weights.card import FORMAT, check_card, render_card
-from refbfr_core.weights.registry import NetworkEntry, check_profile, network_entry
+from refbfr_core.weights.registry import NETWORKS, NetworkEntry, check_profile, network_entry
 
 MAX_FILE_BYTES = 6 * 2**20
 _SHARD_SIZE = "5MB"
@@ -38,6 +41,19 @@ def shipped_root(profile: str = "toy") -> Path:
     return Path(__file__).parent / check_profile(profile)
 
 
+def published_root(profile: str = "paper") -> Path:
+    """The folder with the networks made of the authors' files: `$REFBFR_WEIGHTS/<profile>`.
+
+    Without that variable it lies in the user's cache folder (`~/.cache/refbfr/weights/<profile>` on Linux).
+    """
+    place = os.environ.get("REFBFR_WEIGHTS")
+    if place:
+        return Path(place).expanduser() / check_profile(profile)
+    import pooch
+
+    return Path(pooch.os_cache("refbfr")) / "weights" / check_profile(profile)
+
+
 def load_network(
     name: str,
     profile: str = "toy",
@@ -47,17 +63,29 @@ def load_network(
 ) -> nn.Module:
     """The network called `name`, checked and ready: float32, `eval()`, parameters frozen (`requires_grad=False`).
 
-    `root` is a folder that `save_network` wrote to (default: the networks shipped with the package). Every file is
-    compared with the size and SHA-256 in `card.json`, and the keys must match the network exactly. The global random
-    state is left as it was. Raises `UnknownNameError` for a name or profile, `WeightsError` for missing, truncated,
-    altered or mismatching files, and for a profile whose files have to be fetched from their owners.
+    `root` is a folder that `save_network` wrote to (default: the networks shipped with the package, or those made of
+    the authors' files with `refbfr weights import`). Every file is compared with the size and SHA-256 in `card.json`,
+    and the keys must match the network exactly. The global random state is left as it was. Raises `UnknownNameError`
+    for a name or profile, `WeightsError` for missing, truncated, altered or mismatching files, and for a profile whose
+    files have to be fetched from their owners.
     """
     entry = network_entry(name)
     check_profile(profile)
-    if root is None and profile in entry.published:
-        raise _must_be_fetched(entry, profile)
-    folder = (Path(root) if root is not None else shipped_root("toy")) / name
-    record = verify_network(folder)
+    if root is not None:
+        folder = Path(root) / name
+    elif profile in entry.published:
+        folder = published_root(profile) / name
+        if not folder.exists():
+            raise WeightsError(how_to_get(entry, profile))
+    else:
+        folder = shipped_root("toy") / name
+    try:
+        record = verify_network(folder)
+    except WeightsError as error:
+        if root is not None or profile not in entry.published:
+            raise
+        file = entry.published[profile].filename
+        raise WeightsError(f"{error} Or import the authors' file again: refbfr weights import {file}.") from error
     network_class = entry.network_class()
     if record["network_class"] != network_class.__name__:
         raise WeightsError(
@@ -69,16 +97,32 @@ def load_network(
     return network.to(device=pick_device(device)).eval().requires_grad_(False)
 
 
+def how_to_get(entry: NetworkEntry, profile: str) -> str:
+    """What to download for a network of `profile`, from where, under which licence, and what to do with it."""
+    published = entry.published[profile]
+    files = dict.fromkeys(
+        other.published[profile].filename for other in NETWORKS.values() if profile in other.published
+    )
+    return (
+        f"the {profile} profile of {entry.name!r} needs {published.filename}, which does not come with this package. "
+        f"Its owners publish it at {published.page} (licence: {published.licence}): download {published.url}, then "
+        f'run: refbfr weights import {" ".join(files)}. The toy profile works without: profile="toy".'
+    )
+
+
 def save_network(
     module: nn.Module,
     name: str,
     folder: str | Path,
     card: Mapping[str, Any],
     dtype: torch.dtype = torch.float16,
+    *,
+    shippable: bool = True,
 ) -> Path:
     """Writes `module` as `<folder>/<name>/` and returns that path; what was there before is replaced only at the end.
 
-    `card` says what the network is (see `check_card`). `module` itself is left untouched. Raises `UnknownNameError` for
+    `card` says what the network is (see `check_card`). `module` itself is left untouched. With `shippable` every file
+    stays below the 6 MiB that any git host takes; without, they are as large as it comes. Raises `UnknownNameError` for
     an unregistered name, `ConfigError` for a wrong class or an incomplete card, `WeightsError` when a value does not
     survive `dtype` or a single tensor needs a file above 6 MiB, `OutputError` when the place cannot be written.
     """
@@ -91,7 +135,7 @@ def save_network(
     about = check_card(card)
     root = Path(folder)
     try:
-        _write_folder(module, name, root, about, dtype)
+        _write_folder(module, name, root, about, dtype, shippable)
     except OSError as error:
         raise error if isinstance(error, OutputError) else output_error(root / name, error) from error
     return root / name
@@ -143,14 +187,21 @@ def verify_network(folder: str | Path) -> dict[str, Any]:
     return record
 
 
-def _write_folder(module: nn.Module, name: str, root: Path, about: dict[str, Any], dtype: torch.dtype) -> None:
+def _write_folder(
+    module: nn.Module, name: str, root: Path, about: dict[str, Any], dtype: torch.dtype, shippable: bool
+) -> None:
     root.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=root))
     try:
-        _converted(module, dtype).save_pretrained(partial, safe_serialization=True, max_shard_size=_SHARD_SIZE)
+        shard_size = _SHARD_SIZE if shippable else "2GB"
+        try:
+            _converted(module, dtype).save_pretrained(partial, safe_serialization=True, max_shard_size=shard_size)
+        except SafetensorError as error:
+            raise output_error(root / name, _system_error(error)) from error
         _forget_origin(partial / _CONFIG)
         files = [_describe(path) for path in sorted(partial.iterdir())]
-        _refuse_large(name, files)
+        if shippable:
+            _refuse_large(name, files)
         record = {
             "format": FORMAT,
             "name": name,
@@ -169,28 +220,18 @@ def _write_folder(module: nn.Module, name: str, root: Path, about: dict[str, Any
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _must_be_fetched(entry: NetworkEntry, profile: str) -> WeightsError:
-    published = entry.published[profile]
-    return WeightsError(
-        f"the {profile} profile of {entry.name!r} needs {published.filename!r}, which its owners publish at "
-        f"{published.page} (licence: {published.licence}) and which does not come with this package. Fetching and "
-        "converting it is not part of this version: see 'The two profiles' in README.md. "
-        'The toy profile works without it: profile="toy".'
-    )
-
-
 def _build(network_class: type, folder: Path) -> nn.Module:
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise WeightsError(f"{folder / _CONFIG} cannot be read ({error}). Export the network again.") from error
-    # Construction draws initial values; a caller's random stream must not notice that a network was loaded.
-    with torch.random.fork_rng(devices=[]):
+    # On the meta device nothing is drawn or filled in that the file replaces anyway: half the time of a large network.
+    # What little is drawn elsewhere must not be noticed in the caller's random stream.
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return network_class.from_config(config)
 
 
 def _load_state(network: nn.Module, folder: Path, record: Mapping[str, Any]) -> None:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     state: dict[str, torch.Tensor] = {}
@@ -201,18 +242,30 @@ def _load_state(network: nn.Module, folder: Path, record: Mapping[str, Any]) -> 
             shard = load_file(folder / item["name"])
         except SafetensorError as error:
             raise WeightsError(f"{folder / item['name']} is not a readable safetensors file ({error}).") from error
-        state |= {key: value.float() if value.is_floating_point() else value for key, value in shard.items()}
+        # Copies: the tensors of the file are views of it, and must outlive it.
+        state |= {
+            key: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+            for key, value in shard.items()
+        }
     broken = sorted(key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all())
     if broken:
         raise WeightsError(
             f"{folder} holds values that are not finite, first in {broken[0]!r}. Export the network again."
         )
     try:
-        network.load_state_dict(state, strict=True)
+        network.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         raise WeightsError(
             f"the weights in {folder} do not fit the network in its {_CONFIG}: {error} Export the network again."
         ) from error
+    if empty := [name for name, buffer in network.named_buffers() if buffer.is_meta]:
+        raise WeightsError(f"{folder} does not hold {empty[0]!r}, which the network needs. Export the network again.")
+
+
+def _system_error(error: SafetensorError) -> OSError:
+    """The system's own error behind what safetensors reports when a file cannot be written."""
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
 
 
 def _forget_origin(path: Path) -> None:
@@ -224,7 +277,9 @@ def _forget_origin(path: Path) -> None:
 
 def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A CPU copy of `module` in `dtype`; raises `WeightsError` if a value becomes infinite or was never finite."""
-    clone = copy.deepcopy(module).to(device="cpu", dtype=dtype)
+    clone = copy.deepcopy(module).to(device="cpu")
+    if any(value.is_floating_point() and value.dtype != dtype for value in clone.state_dict().values()):
+        clone = clone.to(dtype=dtype)
     for key, value in clone.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise WeightsError(

@@ -1,0 +1,267 @@
+"""From the authors' files to networks in the user's own folder: once, checked, and whole or not at all.
+
+The files are told apart by what is in them, not by their names. Each becomes a folder as every network here has one
+(`refbfr_core.weights.store`), in float32, whose card says which file it came from, with its SHA-256, and under which
+licence. A second call finds what a first one finished and goes on with the rest.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refbfr_core.errors import DiskFullError, OutputError, WeightsError
+from refbfr_core.files import output_error
+from refbfr_core.weights.published_files import file_digest, read_checkpoint, tensors_of
+from refbfr_core.weights.published_ldm import (
+    REFLDM_LAYOUT,
+    Converted,
+    ReleasedLayout,
+    looks_like_refldm,
+    looks_like_vqgan,
+    read_refldm,
+    read_vqgan,
+)
+from refbfr_core.weights.registry import NETWORKS, PublishedFile
+from refbfr_core.weights.store import published_root, read_card, save_network, verify_network
+
+_READERS: dict[str, tuple[Callable[[dict[str, Tensor]], bool], Callable[[dict[str, Tensor], Any], Converted]]] = {
+    "refldm-vq": (looks_like_vqgan, read_vqgan),
+    "refldm-unet": (looks_like_refldm, read_refldm),
+}
+_PROFILE = "paper"
+# Room for the configuration, the cards and the file system's own needs.
+_SPARE_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A network in the user's folder: `fresh` if this call wrote it, else it was there already from the same file."""
+
+    name: str
+    folder: Path
+    source: Path
+    fresh: bool
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A file that has been recognised: `converted` is None when its network is in the folder already."""
+
+    name: str
+    path: Path
+    sha256: str
+    first_stage: str | None
+    converted: Converted | None
+
+
+def import_published(
+    files: Sequence[str | Path],
+    *,
+    accept: Callable[[PublishedFile], bool],
+    root: str | Path | None = None,
+    replace: bool = False,
+    layout: ReleasedLayout = REFLDM_LAYOUT,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[Imported]:
+    """Convert authors' files, as downloaded, into networks that `load_network(name, profile="paper")` finds.
+
+    Parameters
+    ----------
+    files : `refldm.ckpt`, `vqgan.ckpt` or both, under any name.
+    accept : called once for each licence with the registry's entry, before anything is written; False stops.
+    root : folder for the networks; default `published_root()`.
+    replace : put the networks in the place of others that came from other files.
+    layout : the configuration the files must have.
+    tell : called with a line about every stage.
+
+    Returns
+    -------
+    One `Imported` a file, in the order given.
+
+    Raises
+    ------
+    WeightsError : a file is damaged, malicious, not one of these, does not belong to the other one, is not the one
+        imported before, or its licence was not accepted. DiskFullError, OutputError : the folder cannot be written to.
+    Nothing half-written is kept, whatever happens.
+    """
+    folder = Path(root) if root is not None else published_root(_PROFILE)
+    with _alone_in(folder):
+        candidates = [_recognise(Path(path), folder, layout, tell) for path in files]
+        _check_pinned(candidates, folder, replace)
+        _check_belong_together(candidates, folder)
+        pages: set[tuple[str, str]] = set()
+        for candidate in candidates:
+            published = NETWORKS[candidate.name].published[_PROFILE]
+            if (key := (published.page, published.licence)) in pages or candidate.converted is None:
+                continue
+            pages.add(key)
+            if not accept(published):
+                raise WeightsError(
+                    f"the licence of {published.filename} ({published.licence}, {published.page}) was not accepted, "
+                    "so nothing was imported."
+                )
+        _check_room(candidates, folder)
+        return [_write(candidate, folder, tell) for candidate in candidates]
+
+
+def imported_from(name: str, root: str | Path | None = None) -> dict[str, Any] | None:
+    """What the card of an imported network says about its file (file, bytes, sha256, page, url, first_stage_sha256).
+
+    None when there is no such network; one that is there but has no readable card counts as none.
+    """
+    folder = (Path(root) if root is not None else published_root(_PROFILE)) / name
+    try:
+        source = read_card(folder)["card"].get("source")
+    except WeightsError:
+        return None
+    return source if isinstance(source, dict) else None
+
+
+def _recognise(path: Path, folder: Path, layout: ReleasedLayout, tell: Callable[[str], None]) -> _Candidate:
+    """Reads a file and makes its network, unless that was done before."""
+    sha256 = file_digest(path)
+    for name in _READERS:
+        source = imported_from(name, folder)
+        if source is not None and source.get("sha256") == sha256 and _is_whole(folder / name):
+            tell(f"{path}: imported before as {name}")
+            return _Candidate(name, path, sha256, source.get("first_stage_sha256"), None)
+    tell(f"{path}: reading, SHA-256 {sha256}")
+    state = tensors_of(read_checkpoint(path), path)
+    for name, (recognises, read) in _READERS.items():
+        if recognises(state):
+            tell(f"{path}: {len(state)} tensors, becomes {name}")
+            try:
+                converted = read(state, layout)
+            except WeightsError as error:
+                raise WeightsError(f"{path}: {error}") from error
+            return _Candidate(name, path, sha256, converted.first_stage, converted)
+    known = ", ".join(NETWORKS[name].published[_PROFILE].filename for name in _READERS)
+    raise WeightsError(
+        f"{path} is none of the files this package can import ({known}): its first tensor is {next(iter(state))!r}."
+    )
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        verify_network(folder)
+    except WeightsError:
+        return False
+    return True
+
+
+def _check_pinned(candidates: Sequence[_Candidate], folder: Path, replace: bool) -> None:
+    """One file a network, the one the registry knows if it knows one, and the one imported first."""
+    names = [candidate.name for candidate in candidates]
+    for candidate in candidates:
+        if names.count(candidate.name) > 1:
+            paths = ", ".join(str(other.path) for other in candidates if other.name == candidate.name)
+            raise WeightsError(f"several files hold {candidate.name} ({paths}); give one of them.")
+        known = NETWORKS[candidate.name].published[_PROFILE].sha256
+        if known is not None and candidate.sha256 != known:
+            raise WeightsError(
+                f"{candidate.path} has SHA-256 {candidate.sha256}, the released file has {known}. Download it again."
+            )
+        before = imported_from(candidate.name, folder)
+        if candidate.converted is not None and before is not None and before.get("sha256") != candidate.sha256:
+            if replace:
+                continue
+            raise WeightsError(
+                f"{candidate.path} (SHA-256 {candidate.sha256[:12]}…) is not the file that {candidate.name} was "
+                f"imported from ({before.get('file')}, SHA-256 {str(before.get('sha256'))[:12]}…). If it is the right "
+                "one, import it with --replace."
+            )
+
+
+def _check_belong_together(candidates: Sequence[_Candidate], folder: Path) -> None:
+    """The VQGAN inside `refldm.ckpt` must be that of `vqgan.ckpt`, whether both come now or one is there already."""
+    stages = {candidate.name: candidate.first_stage for candidate in candidates}
+    for name in _READERS:
+        if name not in stages:
+            stages[name] = (imported_from(name, folder) or {}).get("first_stage_sha256")
+    different = {digest for digest in stages.values() if digest is not None}
+    if len(different) > 1:
+        raise WeightsError(
+            "the VQGAN inside refldm.ckpt is not the one of vqgan.ckpt: the two files are from different trainings, "
+            "and their latents do not fit. Download both from the same release and import them together"
+            f"{'' if len(candidates) > 1 else ' with --replace'}."
+        )
+
+
+def _check_room(candidates: Sequence[_Candidate], folder: Path) -> None:
+    """Says that the disk is too full before minutes of writing, not after."""
+    needed = sum(
+        4 * sum(parameter.numel() for parameter in candidate.converted.network.parameters())
+        for candidate in candidates
+        if candidate.converted is not None
+    )
+    free = shutil.disk_usage(folder).free
+    if needed and free < needed + _SPARE_BYTES:
+        raise DiskFullError(
+            f"cannot write the networks to {folder}: they need {needed / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are "
+            "free. Free some space, or name another folder in REFBFR_WEIGHTS. Nothing was written."
+        )
+
+
+def _write(candidate: _Candidate, folder: Path, tell: Callable[[str], None]) -> Imported:
+    target, converted = folder / candidate.name, candidate.converted
+    if converted is None:
+        return Imported(candidate.name, target, candidate.path, False, ())
+    save_network(converted.network, candidate.name, folder, _card(candidate, converted), torch.float32, shippable=False)
+    tell(f"{candidate.name}: written to {target}")
+    return Imported(candidate.name, target, candidate.path, True, converted.remarks)
+
+
+def _card(candidate: _Candidate, converted: Converted) -> dict[str, Any]:
+    entry = NETWORKS[candidate.name]
+    published = entry.published[_PROFILE]
+    weights = {None: "as in the file", True: "averaged (EMA), as the authors use them", False: "not averaged"}
+    return {
+        "summary": f"{entry.purpose}; its authors' weights, converted from {published.filename}",
+        "training_data": f"photographs, by its authors: {published.page}",
+        "recipe": {
+            "trained by": "its authors",
+            "converted by": "refbfr weights import: other names and layout, the same float32 values",
+            "weights": weights[converted.averaged],
+        },
+        "remarks": list(converted.remarks),
+        "source": {
+            "file": candidate.path.name,
+            "bytes": candidate.path.stat().st_size,
+            "sha256": candidate.sha256,
+            "page": published.page,
+            "url": published.url,
+            "averaged": converted.averaged,
+            "first_stage_sha256": converted.first_stage,
+        },
+        "licence": f"{published.licence}; {published.page}",
+    }
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Runs a block as the only import into `folder`, and first removes what a killed import left half-written."""
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".import.lock").open("w")
+    except OSError as error:
+        raise output_error(folder, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go when this process ends, however
+        except OSError as error:
+            raise OutputError(f"another import into {folder} is running; wait until it has ended.") from error
+        for name in _READERS:
+            for left in (*folder.glob(f".{name}.partial-*"), *folder.glob(f".{name}.old-*")):
+                shutil.rmtree(left, ignore_errors=True)
+        yield
