@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import debug_launcher
+from accelerate.state import AcceleratorState
 from drawn_datasets import change_rows, make_ffhq_ref
 from tiny_refldm_full import TINY, TinyEmbedder, as_arguments, save_networks, tiny_first_stage
 from typer.testing import CliRunner
@@ -313,18 +312,17 @@ def test_half_precision_trains(root, tmp_path):
     assert list(half.values()) == pytest.approx(list(full.values()), rel=0.05)
 
 
-def test_two_processes_learn_what_one_learns(root, networks, tmp_path):
-    """Three samples on two processes, 2 + 1; started as accelerate does, with the command's own options."""
+def train_a_share(root, networks, out):
+    """What each of several processes runs; it begins as a copy of the testing process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     folders = {"first_stage": networks / "refldm-vq", "identity": networks / "guide"}
-    train(root, tmp_path / "1", steps=2, **folders)
-    arguments = ["train", "refldm", "--profile", "paper", "--dataset", str(root), "--device", "cpu", "--workers", "0"]
-    arguments += ["--first-stage", str(folders["first_stage"]), "--identity", str(folders["identity"])]
-    arguments += ["--initial", "scratch", *as_arguments({**TINY, "steps": 2})]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    line = [*launch, "-m", "refbfr_core.cli", *arguments, "--out", str(tmp_path / "2")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    train(root, out, steps=2, **folders)
+
+
+def test_two_processes_learn_what_one_learns(root, networks, tmp_path):
+    """Three samples on two processes, 2 + 1."""
+    train_a_share(root, networks, tmp_path / "1")
+    debug_launcher(train_a_share, (root, networks, tmp_path / "2"), num_processes=2)
     one, two = load_checkpoint(tmp_path / "1"), load_checkpoint(tmp_path / "2")
     start = [event for event in read_log(tmp_path / "2") if event["event"] == "start"][0]
     assert start["hardware"]["processes"] == 2
@@ -340,6 +338,17 @@ def command(*arguments):
     from refbfr_core.cli.app import app
 
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_command_trains(root, networks, tmp_path):
+    given = {"dataset": root, "first-stage": networks / "refldm-vq", "initial": "scratch"}
+    given |= {"identity": networks / "guide", "micro-batch": 2, "workers": 0, "device": "cpu", "steps": 1}
+    options = [part for key, value in given.items() for part in (f"--{key}", value)]
+    changes = as_arguments({key: value for key, value in TINY.items() if key != "steps"})
+    shown = command("train", "refldm", "--profile", "paper", "--out", tmp_path / "run", *options, *changes)
+    assert shown.exit_code == 0, shown.output
+    assert f"exported to {tmp_path / 'run/export/refldm-unet'}" in shown.stdout
+    assert load_checkpoint(tmp_path / "run")["recipe"]["multipliers"] == [1, 2]
 
 
 def test_everything_that_is_missing_is_named_at_once(tmp_path, monkeypatch):

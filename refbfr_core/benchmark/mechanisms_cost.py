@@ -204,9 +204,7 @@ def _memory_changes(profile: torch.profiler.profile) -> list[int]:
 
 
 @torch.inference_mode()
-def _measure(
-    made: ReferenceMechanism, count: int, repeats: int, place: torch.device, clock: str
-) -> dict[str, Any]:
+def _measure(made: ReferenceMechanism, count: int, repeats: int, place: torch.device, clock: str) -> dict[str, Any]:
     channels, side = made.unet.config.out_channels, made.unet.config.sample_size
     generator = torch.Generator().manual_seed(count)
     sample = torch.randn(1, 2 * channels, side, side, generator=generator).to(place)

@@ -122,9 +122,7 @@ def _cost(rows: pd.DataFrame | None, name: str, count: int, column: str) -> floa
     return float(own[column].iloc[0]) if len(own) else float("nan")
 
 
-def cost_ratios(
-    costs: pd.DataFrame, references: Sequence[int] | None = None, attention: str = "fused"
-) -> pd.DataFrame:
+def cost_ratios(costs: pd.DataFrame, references: Sequence[int] | None = None, attention: str = "fused") -> pd.DataFrame:
     """Seconds and peak memory of every mechanism as multiples of the network without references, by their number.
 
     One size at a time; `references` chooses among the measured numbers, `attention` among the kinds of attention.

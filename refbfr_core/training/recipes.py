@@ -283,8 +283,8 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
         ),
         "refldm-identity": RefLDMIdentityRecipe(
             steps=150, batch=16, lr=2e-4, warmup=10, cooldown=0.4, ema=0.99, eval_every=1000, checkpoint_every=100,
-            log_every=10, identity_weight=0.5, targets=4, people=512, views=6, prediction="v_prediction", min_snr=5.0, flips=False,
-            lq_variants=3, degradations=("toy-refldm-severe", "toy-refldm-severe", "toy-refldm-train"),
+            log_every=10, identity_weight=0.5, targets=4, people=512, views=6, prediction="v_prediction", min_snr=5.0,
+            flips=False, lq_variants=3, degradations=("toy-refldm-severe", "toy-refldm-severe", "toy-refldm-train"),
         ),
         "refldm-mechanism": MechanismRecipe(
             steps=1250, batch=16, lr=6e-4, warmup=50, cooldown=0.4, ema=0.998, eval_every=2000, targets=4,

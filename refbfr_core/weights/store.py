@@ -225,8 +225,8 @@ def _build(network_class: type, folder: Path) -> nn.Module:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise WeightsError(f"{folder / _CONFIG} cannot be read ({error}). Export the network again.") from error
-    # On the meta device nothing is drawn or filled in that the file replaces anyway: half the time of a large network.
-    # What little is drawn elsewhere must not be noticed in the caller's random stream.
+    # On the meta device nothing is drawn that the file replaces anyway. Should a network draw elsewhere, the caller's
+    # random stream must not notice.
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return network_class.from_config(config)
 
