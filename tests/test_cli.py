@@ -14,7 +14,7 @@ from refbfr_core import errors
 from refbfr_core.cli import examination, failures
 from refbfr_core.cli.app import app
 
-COMMANDS = ("doctor", "restore", "train", "notebooks", "weights", "evaluate")
+COMMANDS = ("doctor", "restore", "train", "notebooks", "weights", "evaluate", "datasets")
 
 
 @pytest.fixture

@@ -72,9 +72,7 @@ def test_without_references_every_fresh_mechanism_is_the_plain_network(name, une
 @pytest.mark.parametrize("name", ["none", "channel", "cross"])
 def test_added_weights_start_at_zero_so_references_change_nothing_yet(name, unet):
     sample, references = inputs()
-    assert torch.allclose(
-        outcome(make_mechanism(name, unet), sample, references), unet(sample, 300).sample, atol=1e-5
-    )
+    assert torch.allclose(outcome(make_mechanism(name, unet), sample, references), unet(sample, 300).sample, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", WITH_REFERENCES)

@@ -109,11 +109,22 @@ def test_claims_name_what_is_missing():
         guide_bonuses(rows.drop(columns="ids-guide"))
 
 
-def test_the_guides_bonus_is_its_gain_beyond_the_judges():
-    for bonus in guide_bonuses(study(bonus=0.05)[0]):
-        assert bonus.bonus.mean == pytest.approx(0.05, abs=1e-9) and "flatters" in bonus.verdict
+def test_the_guides_bonus_is_its_share_beyond_the_judges():
+    rows, _ = study(bonus=0.05)
+    for bonus in guide_bonuses(rows):
+        judge, guide = (1 - rows[rows.scale == "none"][name].mean() for name in ("ids", "ids-guide"))
+        assert bonus.missing == pytest.approx((judge, guide)) and "guide flatters" in bonus.verdict
         assert bonus.guide.mean - bonus.judge.mean == pytest.approx(0.05, abs=1e-9)
+        assert bonus.bonus.mean == pytest.approx(bonus.guide.mean / guide - bonus.judge.mean / judge)
     assert all("judge sees a larger" in each.verdict for each in guide_bonuses(study(bonus=-0.05)[0]))
+
+
+def test_an_embedder_that_spreads_faces_less_gets_no_bonus():
+    rows, _ = study(bonus=0.0)
+    rows["ids-guide"] = 1 - (1 - rows["ids"]) / 2  # the same opinion on half the scale
+    for bonus in guide_bonuses(rows):
+        assert bonus.guide.mean == pytest.approx(bonus.judge.mean / 2)
+        assert bonus.bonus.mean == pytest.approx(0.0, abs=1e-9)
 
 
 # --- provenance -------------------------------------------------------------------------------------------------------
@@ -199,31 +210,27 @@ def test_an_interval_as_text_has_no_minus_zero():
 
 
 def manifold(departs: float) -> ManifoldStudy:
-    """A study whose predictions depart from clean faces by `departs` at the last timestep."""
+    """A study whose predictions depart from clean faces by `departs` at the last timestep; inputs by 0.3."""
     draws, lines = np.random.default_rng(1), []
-    for kind, t, shift in (
-        ("truth", -1, 0),
-        ("reconstruction", -1, 0),
-        ("prediction", 20, 0),
-        ("prediction", 980, departs),
-    ):
+    kinds = (("truth", -1, 0), ("reconstruction", -1, 0), ("input", -1, 0.3), ("prediction", 20, 0))
+    for kind, t, shift in (*kinds, ("prediction", 980, departs)):
         for person in range(12):
             lines.append({"embedder": "guide", "person": person, "kind": kind, "t": t, "cosine": 0.9 - shift,
                           "neighbours": 0.5 + shift + 0.001 * draws.normal(), "mahalanobis": 1.0,
-                          "norm": 1 - shift + 0.001 * draws.normal()})  # fmt: skip
-    blank = torch.zeros(12, 3, 8, 8)
-    return ManifoldStudy(
-        pd.DataFrame(lines), torch.zeros(2, 12, 3, 8, 8), blank, blank, (20, 980), {"embedders": ["guide"]}
-    )
+                          "norm": 1 - shift + 0.001 * draws.normal(), "niqe-toy": 3 + abs(shift)})  # fmt: skip
+    blank, settings = torch.zeros(12, 3, 8, 8), {"embedders": ["guide"]}
+    return ManifoldStudy(pd.DataFrame(lines), torch.zeros(2, 12, 3, 8, 8), blank, blank, (20, 980), settings)
 
 
 def test_findings_follow_the_numbers():
-    assert "farther from clean faces" in figures.manifold_findings(manifold(0.1))[1]
-    assert "a shorter embedding" in figures.manifold_findings(manifold(0.1))[2]
-    assert "nearer to clean faces" in figures.manifold_findings(manifold(-0.1))[1]
-    assert isinstance(figures.departure(manifold(0.1), "guide", "neighbours", 980), Interval)
-    figure = figures.manifold_figure(manifold(0.1))
-    assert [ax.get_title() for ax in figure.axes][0].startswith("cosine") and len(figure.axes) == 3
+    away, towards = (figures.manifold_findings(manifold(departs)) for departs in (0.1, -0.1))
+    assert "predictions" in away[1] and "farther from clean faces" in away[1] and "nearer" in towards[1]
+    assert "ruined inputs" in towards[2] and "farther from clean faces" in towards[2]
+    assert "a shorter embedding" in away[3] and "a longer embedding" in towards[3]
+    assert "less like a clean face" in away[-1]
+    assert figures.departure(manifold(0.1), "guide", "niqe-toy", 980).mean == pytest.approx(0.1)
+    assert "no difference beyond chance" in figures.manifold_findings(manifold(0.1), late=20)[1]
+    assert len(figures.manifold_figure(manifold(0.1)).axes) == 4
 
 
 def test_gradient_figure_draws_every_batch():

@@ -19,7 +19,7 @@ from refbfr_core.benchmark.papers import published_value
 from refbfr_core.benchmark.recording import Recording
 from refbfr_core.benchmark.rows import OK
 from refbfr_core.errors import ConfigError
-from refbfr_core.metrics import Interval, paired_interval
+from refbfr_core.metrics import Interval, mean_interval, paired_interval
 
 LABELS = {
     SHIPPED: "not fine-tuned",
@@ -88,21 +88,28 @@ class Claim:
 class GuideBonus:
     """How much of a gain in identity is seen only by the embedder that the loss was trained against.
 
-    `judge` and `guide` are gains of `scale` over no identity loss, paired by person; `bonus` is guide minus judge.
+    Two embedders spread faces differently, so gains are compared as shares of what was missing: the gain divided by
+    1 - IDS without identity loss.
+
+    Attributes:
+        judge, guide: gains in IDS of `scale` over no identity loss, paired by person.
+        missing: mean of 1 - IDS without identity loss, as the judge and as the guide see it.
+        bonus: the guide's share minus the judge's, paired by person.
     """
 
     scale: str
     judge: Interval
     guide: Interval
+    missing: tuple[float, float]
     bonus: Interval
 
     @property
     def verdict(self) -> str:
         """A sentence about the sign of the bonus."""
         if self.bonus.above():
-            return "the guide flatters: it sees a larger gain than the judge"
+            return "the guide flatters: it sees a larger share gained than the judge"
         if self.bonus.below():
-            return "the judge sees a larger gain than the guide"
+            return "the judge sees a larger share gained than the guide"
         return "no difference between guide and judge beyond chance"
 
 
@@ -151,19 +158,13 @@ def guide_bonuses(rows: pd.DataFrame, scales: Sequence[str] = SCALES[1:]) -> lis
     """
     if absent := sorted({"ids", "ids-guide"} - {*metrics_of(rows)}) + sorted({"none", *scales} - {*rows.scale}):
         raise ConfigError(f"the rows lack {absent}; evaluate with both embedders, and train without identity loss too.")
-    judge, guide = (by_person(rows, name) for name in ("ids", "ids-guide"))
+    frames = [by_person(rows, name) for name in ("ids", "ids-guide")]
+    missing = tuple(float(1 - frame["none"].mean()) for frame in frames)
     out = []
     for scale in scales:
-        seen = [(frame[scale] - frame["none"]).to_numpy() for frame in (judge, guide)]
-        zero = np.zeros(len(seen[0]))
-        out.append(
-            GuideBonus(
-                scale,
-                paired_interval(seen[0], zero),
-                paired_interval(seen[1], zero),
-                paired_interval(seen[1], seen[0]),
-            )
-        )
+        gains = [(frame[scale] - frame["none"]).to_numpy() for frame in frames]
+        shares = [gain / part for gain, part in zip(gains, missing, strict=True)]
+        out.append(GuideBonus(scale, *map(mean_interval, gains), missing, paired_interval(shares[1], shares[0])))
     return out
 
 

@@ -27,68 +27,90 @@ _MEASURES = {
     "cosine": "cosine to the reconstruction",
     "neighbours": "distance to nearest clean faces",
     "norm": "length before scaling (clean = 1)",
+    "niqe-toy": "niqe-toy of the picture",
 }
 _MARKERS = ("o", "s", "^", "D")
 
 
-def manifold_figure(study: ManifoldStudy, measures: Sequence[str] = tuple(_MEASURES)) -> Figure:
+def manifold_figure(study: ManifoldStudy, measures: Sequence[str] | None = None) -> Figure:
     """Draw what embedders say of one-step predictions over t: one panel a measure, one line an embedder.
 
-    Bars are 95 % intervals over people; the thin horizontal line of the same colour and dashes is the mean of the true
-    pictures.
+    Bars are 95 % intervals over people. Thin lines of the same colour show the means of the true pictures (solid) and
+    of the ruined inputs (dotted). "niqe-toy" looks at pictures only and is drawn once.
+
+    Parameters
+    ----------
+    study : from `x0_manifold_study`. measures : columns of its rows; None for cosine, neighbours, norm and, where it
+        was computed, niqe-toy.
     """
-    from refbfr_core.benchmark.identity_manifold import PREDICTED, TRUTH
+    from refbfr_core.benchmark.identity_manifold import INPUT, PREDICTED, QUALITY, TRUTH
     from refbfr_core.metrics import mean_interval
 
-    figure, (axes,) = blank_figure(1, len(measures), cell_width=2.7, cell_height=2.5)
+    measures = measures or [name for name in _MEASURES if name in study.rows.columns]
+    figure, (axes,) = blank_figure(1, len(measures), cell_width=2.35, cell_height=2.5)
     for ax, measure in zip(axes, measures, strict=True):
-        for number, embedder in enumerate(study.settings["embedders"]):
+        embedders = study.settings["embedders"]
+        for number, embedder in enumerate(embedders if measure != QUALITY else embedders[:1]):
             own = study.rows[study.rows.embedder == embedder]
             predicted = own[own.kind == PREDICTED]
             lines = [mean_interval(predicted[predicted.t == t][measure].to_numpy()) for t in study.timesteps]
-            look = {"color": COLOURS[number], "linestyle": LINE_STYLES[number]}
+            colour = "black" if measure == QUALITY else COLOURS[number]
+            look = {"color": colour, "linestyle": LINE_STYLES[number]}
             _interval_line(ax, study.timesteps, lines, marker=_MARKERS[number], label=embedder, **look)
-            ax.axhline(own[own.kind == TRUTH][measure].mean(), linewidth=0.8, **look)
-        ax.set(xlabel="timestep t", title=_MEASURES.get(measure, measure))
+            for kind, style in ((TRUTH, "-"), (INPUT, ":")):
+                ax.axhline(own[own.kind == kind][measure].mean(), linewidth=0.8, color=colour, linestyle=style)
+        ax.set(xlabel="timestep t")
+        ax.set_title(_MEASURES.get(measure, measure), fontsize=9)
     axes[0].legend()
     return figure
 
 
-def manifold_findings(study: ManifoldStudy, early: int | None = None, late: int | None = None) -> list[str]:
+def manifold_findings(study: ManifoldStudy, late: int | None = None) -> list[str]:
     """Say in sentences, from the numbers alone, whether one-step predictions leave the set of clean faces at large t.
 
-    Every difference is paired by person: the prediction at a timestep minus the first stage's reconstruction of the
-    same picture.
+    Every difference is paired by person: minus the first stage's reconstruction of the same picture. The ruined inputs
+    come along to show whether a measure notices pictures that are known to be bad.
 
     Parameters
     ----------
-    study : from `x0_manifold_study`. early, late : timesteps of it; the first and the last by default.
+    study : from `x0_manifold_study`. late : timestep of it; the last by default.
     """
-    early, late = early if early is not None else study.timesteps[0], late if late is not None else study.timesteps[-1]
+    from refbfr_core.benchmark.identity_manifold import INPUT, QUALITY
+
+    late = late if late is not None else study.timesteps[-1]
     sentences = []
     for embedder in study.settings["embedders"]:
-        cosine = study.interval(embedder, "cosine", late)
-        sentences.append(f"{embedder}, t = {late}: cosine to the reconstruction {cosine}.")
-        for measure, farther, nearer in (
-            ("neighbours", "farther from clean faces of other people", "nearer to clean faces of other people"),
+        sentences.append(
+            f"{embedder}, t = {late}: cosine to the reconstruction {study.interval(embedder, 'cosine', late)}"
+        )
+        for measure, up, down in (
+            ("neighbours", "farther from clean faces", "nearer to clean faces"),
             ("norm", "a longer embedding", "a shorter embedding"),
         ):
-            first, last = (departure(study, embedder, measure, t) for t in (early, late))
-            change = farther if last.above() else nearer if last.below() else "no difference beyond chance"
-            sentences.append(
-                f"    {measure} minus that of the reconstruction: {last}: {change}; at t = {early} {first}."
-            )
+            for what, change in (
+                ("predictions", departure(study, embedder, measure, late)),
+                ("ruined inputs", departure(study, embedder, measure, None, INPUT)),
+            ):
+                sentences.append(f"    {measure}, {what}: {change}: {_direction(change, up, down)}")
+    if QUALITY in study.rows.columns:
+        change = departure(study, study.settings["embedders"][0], QUALITY, late)
+        words = _direction(change, "the picture itself is less like a clean face", "more like a clean face")
+        sentences.append(f"the pictures, t = {late}: {QUALITY} {change}: {words}")
     return sentences
 
 
-def departure(study: ManifoldStudy, embedder: str, measure: str, t: int) -> Interval:
-    """`Interval` over people of a measure of the prediction at t minus that of the reconstruction."""
-    from refbfr_core.benchmark.identity_manifold import PREDICTED, REBUILT
+def _direction(change: Interval, up: str, down: str) -> str:
+    return up if change.above() else down if change.below() else "no difference beyond chance"
+
+
+def departure(study: ManifoldStudy, embedder: str, measure: str, t: int | None, kind: str = "prediction") -> Interval:
+    """`Interval` over people of a measure of one kind of picture (at t, for predictions) minus the reconstruction's."""
+    from refbfr_core.benchmark.identity_manifold import REBUILT
     from refbfr_core.metrics import paired_interval
 
     own = study.rows[study.rows.embedder == embedder].sort_values("person")
-    prediction = own[(own.kind == PREDICTED) & (own.t == t)][measure]
-    return paired_interval(prediction.to_numpy(), own[own.kind == REBUILT][measure].to_numpy())
+    chosen = own[(own.kind == kind) & (own.t == (-1 if t is None else t))][measure]
+    return paired_interval(chosen.to_numpy(), own[own.kind == REBUILT][measure].to_numpy())
 
 
 def gradient_figure(
@@ -183,14 +205,16 @@ def scales_figure(rows: pd.DataFrame, metrics: Mapping[str, str]) -> Figure:
                 ax.plot([place - 0.1] * len(seeds), seeds, "o", color=COLOURS[place], fillstyle="none")
         ax.axhline(0.0, color="black", linewidth=0.8, linestyle=":")
         ax.set_xticks(range(len(columns)), [LABELS[name] for name in columns], rotation=35, ha="right")
+        ax.set_xlim(-0.5, len(columns) - 0.5)
         ax.set_title(title)
     return figure
 
 
-def ends(interval: Interval, digits: int = 3) -> str:
-    """Return "mean [low, high]" of an interval with so many decimals; a zero has no sign."""
-    mean, low, high = (round(value, digits) + 0.0 for value in (interval.mean, interval.low, interval.high))
-    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+def ends(interval: Interval, digits: int = 3, times: float = 1.0) -> str:
+    """Return "mean [low, high]" of an interval `times` a factor, with so many decimals; a zero has no sign."""
+    numbers = (round(times * value, digits) + 0.0 for value in (interval.mean, interval.low, interval.high))
+    mean, low, high = (f"{value:+.{digits}f}" for value in numbers)
+    return f"{mean} [{low}, {high}]"
 
 
 def beside_poster(table: pd.DataFrame) -> list[dict[str, object]]:
@@ -237,7 +261,9 @@ def bonus_rows(bonuses: Sequence[GuideBonus]) -> list[dict[str, object]]:
             "compared with no identity loss": LABELS[each.scale],
             "gain, judge": ends(each.judge, 4),
             "gain, guide": ends(each.guide, 4),
-            "guide − judge": ends(each.bonus, 4),
+            "of what was missing: judge": f"{each.judge.mean / each.missing[0]:.1%}",
+            "guide": f"{each.guide.mean / each.missing[1]:.1%}",
+            "guide − judge, in %": ends(each.bonus, 1, 100),
             "verdict": each.verdict,
         }
         for each in bonuses

@@ -287,14 +287,14 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
             flips=False, lq_variants=3, degradations=("toy-refldm-severe", "toy-refldm-severe", "toy-refldm-train"),
         ),
         "refldm-mechanism": MechanismRecipe(
-            steps=1250, batch=16, lr=6e-4, warmup=50, cooldown=0.4, ema=0.998, eval_every=2000, targets=4,
-            people=2560, views=6,
+            steps=400, batch=16, lr=6e-4, warmup=50, cooldown=0.4, ema=0.998, eval_every=2000, targets=4,
+            people=1280, views=6, val_people=256,
             prediction="v_prediction", min_snr=5.0, flips=False, lq_variants=3,
             degradations=("toy-refldm-severe", "toy-refldm-severe", "toy-refldm-train"),
         ),
         "refldm-plain": PlainRecipe(
-            steps=10000, lr=1e-3, warmup=300, cooldown=0.25, ema=0.999, people=2560, views=6,
-            prediction="v_prediction", min_snr=5.0, flips=False, lq_variants=3,
+            steps=5200, lr=1e-3, warmup=300, cooldown=0.25, ema=0.999, people=1280, views=6,
+            eval_every=1300, val_people=256, prediction="v_prediction", min_snr=5.0, flips=False, lq_variants=3,
             degradations=("toy-refldm-severe", "toy-refldm-severe", "toy-refldm-train"),
         ),
     }
