@@ -228,15 +228,16 @@ def test_table_2_stands_beside_ours():
         }
     )
     rows["arm"] = [arm_name(*each) for each in zip(rows.mechanism, rows.references, strict=True)]
-    costs = pd.DataFrame(
-        [{"mechanism": "cachekv", "references": 5, "attention": "fused", "seconds_per_image": 2.5, "peak_mib": 9.0}]
-    )
+    cost = {"mechanism": "cachekv", "references": 5, "attention": "fused", "seconds_per_image": 2.5, "peak_mib": 9.0}
+    costs = pd.DataFrame([{**cost, "size": "toy"}])
     table = mechanisms_beside_paper(rows, costs)
     assert table.loc["CacheKV", ("IDS", "paper")] == 0.65
     assert table.loc["CacheKV", ("IDS", "toy, measured")] == pytest.approx(0.6)
     assert table.loc["Spatial-concatenation", ("seconds an image", "paper")] == 58.36
     assert table.loc["CacheKV", ("seconds an image", "toy, measured")] == 2.5
     assert np.isnan(table.loc["Cross-attention", ("IDS", "toy, measured")])
+    full = mechanisms_beside_paper(None, costs.assign(size="paper"))
+    assert full.loc["CacheKV", ("seconds an image", "full size, measured")] == 2.5
     assert json.loads(table.to_json(orient="values"))  # plain numbers throughout
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from refbfr_core import metrics
 from refbfr_core.benchmark import quality as study
+from refbfr_core.benchmark import recorded
 from refbfr_core.errors import ConfigError, ImageContractError, MissingExtraError, UnknownNameError, WeightsError
 from refbfr_core.faces import ToyFaces
 from refbfr_core.metrics import pristine, textures
@@ -325,3 +326,16 @@ def test_the_study_puts_every_set_into_one_table(faces: Tensor, extractor: textu
     assert json.loads(rows.to_json(orient="records"))
     with pytest.raises(ConfigError, match="clean pictures"):
         study.quality_rows(faces[:4], {("blur", 2.0): faces}, faces[4:], extractor=extractor, allow_small=True)
+
+
+def test_the_recorded_study_found_every_score_rising() -> None:
+    """64 unseen faces: clean ones score best, and every stronger distortion scores worse than the weaker one."""
+    recording = recorded("quality-scores")
+    rows = recording.rows.set_index("distortion")
+    clean = rows.loc["clean", "niqe_toy"]
+    assert rows.niqe_toy.min() == clean and recording.about["settings"]["split"] == "val"
+    for name, (_, levels) in study.DISTORTIONS.items():
+        strength = rows.loc[name, "strength"].tolist()
+        assert strength == list(levels)
+        assert rows.loc[name, "niqe_toy"].is_monotonic_increasing and rows.loc[name, "rise_low"].iloc[0] > 0
+    assert rows.loc["blur", "detail_db"].is_monotonic_decreasing and rows.loc["blur", "kid"].is_monotonic_increasing

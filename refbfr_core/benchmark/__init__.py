@@ -28,6 +28,7 @@ _EXPORTS = {
     "recordings": "recording",
     "run_embedder_study": "embedders",
     "run_first_stage_study": "first_stage",
+    "run_quality_study": "quality",
     "run_identity_study": "identity",
     "run_mechanism_study": "mechanisms",
     "run_reference_study": "references",
