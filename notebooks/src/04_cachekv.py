@@ -63,7 +63,7 @@ def rms(tensor):
 # %% [markdown]
 # ## 1 · Looking things up: attention with three tokens
 #
-# An attention layer cuts the picture into *tokens*, one small square each. Every token asks a question, the **query** $q$.
+# An attention layer (Vaswani et al. 2017) cuts the picture into *tokens*, one small square each. Every token asks a question, the **query** $q$.
 # Every token also offers a label, the **key** $k$, and some content, the **value** $v$. A query is compared with all keys;
 # the better they fit, the more of that token's value is taken:
 #
@@ -367,8 +367,9 @@ book.save(figure, "04_attention_over_time", people=people, references=references
 # %% [markdown]
 # Layers differ a lot: some hardly use the photos, others give them most of their attention. And the mouth looks at mouths,
 # above all in the coarse layers in the middle of the network. It is tempting to stop here and write "the network recognises
-# features". But all these faces are *aligned*: the mouth is at nearly the same place in every
-# picture. A query that looked at the same **place** in every photo, knowing nothing about mouths, would score just as well.
+# features". But attention is not explanation (Jain and Wallace 2019), and all these faces are *aligned*: the mouth is at
+# nearly the same place in every picture. A query that looked at the same **place** in every photo, knowing nothing about
+# mouths, would score just as well.
 #
 # The two explanations part when the photos are moved. We shift every reference by 3/16 of its side, to the right or up, and
 # ask: does the attention follow the feature, or stay where it was?
@@ -502,8 +503,8 @@ caption = f"{people} unseen people, {references} references, guidance {pipe.conf
 nb.table(rows, caption=caption)
 
 # %% [markdown]
-# The direction is that of notebook 00: the right photos help, the wrong ones do harm. *Null* and *none* may score alike, and
-# yet they are not the same computation. How much attention do null references take, and how far do the predictions differ?
+# The direction is that of notebook 00: with the right photos the mean rises, with the wrong ones it falls (few people leave
+# wide intervals; read them). *Null* and *none* may score alike, and yet they are not the same computation. How much attention do null references take, and how far do the predictions differ?
 
 # %%
 with torch.no_grad():
@@ -675,11 +676,12 @@ nb.live(guide, s=[1.5, *[0.5 * k for k in range(11)]], photos=range(1, reference
 # %% [markdown]
 # ## 10 · One strip, or one by one?
 #
-# The authors' release does something the paper does not mention. It lays the references side by side into one wide
-# picture, encodes *that*, and cuts the latent into squares again. The encoder then computes its norms over all photos
-# together, its convolutions reach across the seams, and (in the published first stage) an attention layer sees the whole
-# strip. Our pipeline encodes one by one by default and can do either. How far do the latents differ, and where? With four
-# *equal* pictures the norms see the same statistics as with one, so what remains is the seams.
+# The authors' release does something the paper does not mention. It lays the references side by side into one wide picture,
+# encodes *that* with the first stage (a VQGAN, Esser et al. 2021), and cuts the latent into squares again. The encoder then
+# computes its norms over all photos together, its convolutions reach across the seams, and (in the published first stage)
+# an attention layer sees the whole strip. Our pipeline encodes one by one by default and can do either. How far do the
+# latents differ, and where? With four *equal* pictures the norms see about the same statistics as with one, so what remains
+# is mostly the seams.
 
 # %%
 def difference(pictures):
@@ -754,7 +756,7 @@ nb.table(rows, caption="Pictures that pass through the network in one restoratio
 # There are other ways to let references in, and the paper compares four (table 2):
 #
 # - **channel-concatenation**: the reference latents become further input channels, a fixed number of slots;
-# - **cross-attention**: extra attention layers look at the encoded references;
+# - **cross-attention** (as Rombach et al. 2022 let text in): extra attention layers look at the encoded references;
 # - **spatial-concatenation**: picture and references side by side as one wide picture, at every step;
 # - **CacheKV**.
 #
@@ -805,9 +807,9 @@ print("\npaired differences over people", *compared, sep="\n")
 # mechanism against CacheKV. Values of paper and toy cannot be compared (other pictures, another judge, a far shorter
 # training), but orders can. **Where the two orders differ, our small study does not confirm the paper's.** Keep two things in
 # mind while you look for the reason. Drawn faces are aligned better than photographs, and section 5 showed that attention
-# here mostly looks at the same place in every photo. Looking at the same place is all that channel-concatenation can do, so
-# here it gives up little; photographs in other poses and crops punish it. And the training was short: a mechanism that
-# starts slowly looks bad, whatever it would reach in the end.
+# here mostly looks at the same place in every photo. Looking at about the same place is what channel-concatenation does, so
+# it may give up less here than on photographs. And the training was short: a mechanism that starts slowly looks bad,
+# whatever it would reach in the end. Neither guess has been tested.
 #
 # Costs need no training, so they can be measured at the published size as well (recorded once, on a CPU), and as multiples of
 # CacheKV they can be compared with the paper's. How attention is computed matters: code of the paper's time holds the whole
