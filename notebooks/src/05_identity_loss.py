@@ -514,7 +514,7 @@ figure = figures.bonus_figure(recording.rows)
 book.save(
     figure,
     "05_judge_and_guide",
-    alt="Gain in identity similarity as the guide sees it over the gain as the judge sees it, one point for each scale and training seed, "
+    alt="Gain in identity similarity, in percent of what was missing, as the guide sees it over the judge's; a point for each scale and seed, "
     "with a diagonal on which both are equal.",
     people=settings["people"], recorded=recording.about["date"],
 )

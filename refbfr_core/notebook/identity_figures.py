@@ -273,20 +273,22 @@ def bonus_rows(bonuses: Sequence[GuideBonus]) -> list[dict[str, object]]:
 def bonus_figure(rows: pd.DataFrame) -> Figure:
     """Draw the guide's gain in IDS over no identity loss against the judge's: a point for each scale and training seed.
 
-    Above the diagonal the guide sees a larger gain than the judge.
+    Gains are in percent of what was missing to 1, see `GuideBonus`; above the diagonal the guide sees a larger one.
     """
-    from refbfr_core.benchmark.identity_claims import LABELS, difference_by_seed
-    from refbfr_core.benchmark.identity_tables import SCALES
+    from refbfr_core.benchmark.identity_claims import LABELS, difference_by_seed, guide_bonuses
 
     figure, ((ax,),) = blank_figure(cell_width=3.8, cell_height=3.0)
     everything = [0.0]
-    for number, scale in enumerate(scale for scale in SCALES if scale != "none" and scale in set(rows.scale)):
-        judge, guide = (difference_by_seed(rows, metric, scale, "none") for metric in ("ids", "ids-guide"))
-        everything += [*judge, *guide]
-        ax.plot(judge, guide, _MARKERS[number % 4], linestyle="none", color=COLOURS[number], label=LABELS[scale])
+    for number, each in enumerate(guide_bonuses(rows)):
+        shares = [
+            [100 * gain / missing for gain in difference_by_seed(rows, metric, each.scale, "none")]
+            for metric, missing in zip(("ids", "ids-guide"), each.missing, strict=True)
+        ]
+        everything += [*shares[0], *shares[1]]
+        ax.plot(*shares, _MARKERS[number % 4], linestyle="none", color=COLOURS[number], label=LABELS[each.scale])
     ends = [min(everything), max(everything)]
     ax.plot(ends, ends, color="black", linewidth=0.8, linestyle=":")
-    ax.set(xlabel="gain, judge", ylabel="gain, guide", title="IDS gained over no identity loss")
+    ax.set(xlabel="judge", ylabel="guide", title="IDS gained, in % of what was missing")
     ax.legend()
     return figure
 
