@@ -110,3 +110,14 @@ def make_celeba_test_ref(root: Path, people: int = 2, views: int = 3) -> MiniRel
         names.append([target, *references])
     write_rows(root / "test_references.csv", rows)
     return MiniRelease(root, {"test": names})
+
+
+def make_celebref(root: Path, sizes: tuple[int, ...] = (3, 2, 4), size: int = 64) -> MiniRelease:
+    """A CelebRef-HQ: a folder for each drawn person, with so many pictures each, in the one folder of the archive."""
+    images = draw_people(len(sizes), max(sizes), 6, "test", size)
+    names: list[list[str]] = []
+    for person, (own, count) in enumerate(zip(images, sizes, strict=True)):
+        names.append([f"{11 * person:05d}/{view}.png" for view in range(count)])
+        for name, picture in zip(names[-1], own, strict=False):
+            write_image(root / "CelebHQRefForRelease" / name, picture)
+    return MiniRelease(root, {"test": names})

@@ -26,6 +26,7 @@ TINY = {
     "refldm-base": {"widths": (32, 32), "targets": 4},
     "refldm-identity": {"targets": 4, "batch": 4},
     "refldm-plain": {"widths": (32, 32), "head_width": 32},
+    "perceptual": {"widths": (4, 4, 4, 4, 4), "batch": 4},
 }
 
 

@@ -23,13 +23,14 @@ def list_datasets() -> None:
         typer.echo(layout.how_to_get())
         for name, split in layout.splits.items():
             people = "" if split.identities is None else f" of {split.identities:,} people"
-            typer.echo(f"  split {name}: {split.rows:,} targets{people}")
+            pictures = "" if layout.images is None else f"; {layout.images:,} pictures in all"
+            typer.echo(f"  split {name}: {split.rows:,} targets{people}{pictures}")
     typer.echo("Nothing of these is fetched by this program; ROOT is the folder you name with --root.")
 
 
 @app.command("check")
 def check(
-    name: Annotated[str, typer.Argument(help="ffhq-ref or celeba-test-ref.")],
+    name: Annotated[str, typer.Argument(help="ffhq-ref, celeba-test-ref or celebref-hq.")],
     root: Annotated[Path, typer.Option(help="Folder the release was unpacked into.")],
     images: Annotated[Path | None, typer.Option(help="Folder of the photographs, if they lie elsewhere.")] = None,
     splits: Annotated[list[str] | None, typer.Option("--split", help="Only this split; may be repeated.")] = None,
@@ -42,3 +43,17 @@ def check(
     typer.echo(report)
     if not report.ok:
         raise typer.Exit(1)
+
+
+@app.command("pairs")
+def pairs(
+    root: Annotated[Path, typer.Option(help="Folder CelebRef-HQ was unpacked into.")],
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="File to write; default ROOT/pairs.csv.")] = None,
+) -> None:
+    """Draw PDGrad's pairs of CelebRef-HQ, one ground truth and one reference a person, and record them with SHA-256."""
+    from refbfr_core.faces.celebref import PAIRS_FILE, celebref_pairs, write_pairs
+
+    drawn = celebref_pairs(root, seed)
+    place = write_pairs(root / PAIRS_FILE if output is None else output, drawn)
+    typer.echo(f"{len(drawn):,} pairs, seed {seed}, written to {place}")

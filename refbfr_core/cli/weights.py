@@ -25,7 +25,7 @@ _Root = Annotated[Path | None, typer.Option(help="A folder written by `refbfr tr
 @app.command("list")
 def list_weights() -> None:
     """List every network the package knows: what it is for and where its weights come from."""
-    from refbfr_core.weights import NETWORKS, imported_from
+    from refbfr_core.weights import NETWORKS, PAPER_FILES, imported_from
 
     for name, entry in NETWORKS.items():
         typer.echo(f"{name}: {entry.purpose}")
@@ -36,6 +36,12 @@ def list_weights() -> None:
             typer.echo(
                 f"    {profile}: {published.filename} from {published.page} (licence: {published.licence}); {state}"
             )
+    typer.echo("\nFiles of others that the paper profile uses as they are; nothing of these is fetched:")
+    for name, file in PAPER_FILES.items():
+        typer.echo(f"{name}: {file.purpose}")
+        typer.echo(f"    {file.filename} from {file.page} (licence: {file.licence})")
+        typer.echo(f"    {file.url}")
+        typer.echo(f"    {file.use}")
 
 
 @app.command("verify")
@@ -50,9 +56,14 @@ def verify(
     from refbfr_core.weights.registry import check_profile
 
     check_profile(profile)
-    known = [name for name, entry in NETWORKS.items() if profile == "toy" or profile in entry.published]
-    chosen = [network_entry(name).name for name in names or known]
     folder = root if root is not None else shipped_root() if profile == "toy" else published_root(profile)
+    if profile == "toy":
+        known = [name for name, entry in NETWORKS.items() if entry.shipped]
+    else:
+        published = [name for name, entry in NETWORKS.items() if profile in entry.published]
+        # The papers' files are independent of each other: whoever imported some is not asked for the rest.
+        known = [name for name in published if (folder / name).exists()] or published
+    chosen = [network_entry(name).name for name in names or known]
     broken = 0
     for name in chosen:
         try:

@@ -7,7 +7,7 @@ is taken and returns a ``Correction`` or None.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -18,7 +18,14 @@ from refbfr_core.diffusion.schedules import Schedule
 from refbfr_core.diffusion.state import Predict, StepState, check_finite
 from refbfr_core.errors import ConfigError
 
-__all__ = ["Correction", "Guidance", "apply_correction", "classifier_free_guidance", "guided_predict"]
+__all__ = [
+    "Correction",
+    "Guidance",
+    "apply_correction",
+    "apply_draw_shift",
+    "classifier_free_guidance",
+    "guided_predict",
+]
 
 
 def classifier_free_guidance(uncond: Tensor, cond: Tensor, scale: float) -> Tensor:
@@ -78,6 +85,9 @@ class Correction:
         x0: replaces the estimate of the clean sample (eps follows from it). Not together with ``eps``.
         mean_shift: added to the sample the step arrives at, i.e. to the mean of its Gaussian: PDGrad eq. 9 passes
             ``-s * state.variance * gradient``.
+        draw_shift: function of the sample before the step and the sample just drawn; what it returns is added to the
+            latter. For shifts that are measured against the step itself (``norm_ratio``). Called once, without
+            gradients.
         stats: numbers about this step for the trace: name -> 0-dim or (B,) tensor.
 
     Raises:
@@ -87,6 +97,7 @@ class Correction:
     eps: Tensor | None = None
     x0: Tensor | None = None
     mean_shift: Tensor | None = None
+    draw_shift: Callable[[Tensor, Tensor], Tensor] | None = None
     stats: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -139,3 +150,20 @@ def apply_correction(state: StepState, correction: Correction | None, schedule: 
         x0 = correction.x0.to(state.x_t.dtype)
         return replace(state, x0=x0, eps=predict_eps(state.x_t, x0, state.t, schedule))
     return state
+
+
+def apply_draw_shift(state: StepState, correction: Correction | None, x_prev: Tensor) -> Tensor:
+    """The drawn sample with a correction's ``draw_shift`` added, if it has one.
+
+    Raises:
+        ConfigError: the function returned another shape than the sample's.
+    """
+    if correction is None or correction.draw_shift is None:
+        return x_prev
+    shift = correction.draw_shift(state.x_t, x_prev)
+    if shift.shape != x_prev.shape:
+        raise ConfigError(
+            f"the guidance hook's draw_shift returned shape {tuple(shift.shape)} for a sample of shape "
+            f"{tuple(x_prev.shape)}; expected equal shapes."
+        )
+    return x_prev + shift.to(x_prev.dtype)

@@ -25,7 +25,7 @@ from refbfr_core.diffusion.ddim import (
     step_variance,
 )
 from refbfr_core.diffusion.forward import PREDICTION_TYPES, eps_and_x0, predict_v
-from refbfr_core.diffusion.guidance import Correction, Guidance, apply_correction
+from refbfr_core.diffusion.guidance import Correction, Guidance, apply_correction, apply_draw_shift
 from refbfr_core.diffusion.library import schedule_from_scheduler
 from refbfr_core.diffusion.noise import image_generators, image_noise
 from refbfr_core.diffusion.schedules import Schedule
@@ -39,7 +39,7 @@ __all__ = ["Callback", "sample", "sample_ancestral", "sample_with_scheduler"]
 Callback = Callable[[StepState], object]
 """Called after every step with the finished state; what it returns is ignored."""
 
-_Variance = Callable[[int, int | None], float | Tensor]
+Variance = Callable[[int, int | None], float | Tensor]
 _Advance = Callable[[StepState, Tensor | None], Tensor]
 
 
@@ -80,13 +80,13 @@ def sample(
         ConfigError: an impossible setting, shapes that differ, a wrong number of generators.
         NonFiniteError: the network or the hook returned NaN or infinity; the message names the step and the images.
     """
-    draw = _drawer(generators, x_T, needed="eta > 0" if eta > 0.0 else None)
+    draw = drawer(generators, x_T, needed="eta > 0" if eta > 0.0 else None)
 
     def advance(state: StepState, mean_shift: Tensor | None) -> Tensor:
         x_prev = ddim_update(state.x0, state.eps, state.t, state.t_prev, schedule, eta=eta, noise=draw())
         return x_prev if mean_shift is None else x_prev + mean_shift
 
-    run = _Run(predict, schedule, prediction, clip_x0, guidance, callback, trace)
+    run = Run(predict, schedule, prediction, clip_x0, guidance, callback, trace)
     return run(x_T, timesteps, lambda t, t_prev: ddim_sigma(t, t_prev, schedule, eta) ** 2, advance)
 
 
@@ -115,7 +115,7 @@ def sample_ancestral(
 
     Raises: as ``sample``; UnknownNameError for another variance.
     """
-    draw = _drawer(generators, x_T, needed="ancestral sampling")
+    draw = drawer(generators, x_T, needed="ancestral sampling")
 
     def variance_of(t: int, t_prev: int | None) -> float | Tensor:
         return step_variance(posterior(t, t_prev, schedule), variance)
@@ -126,7 +126,7 @@ def sample_ancestral(
             state.x_t, state.x0, state.t, state.t_prev, schedule, noise=noise, variance=variance, mean_shift=mean_shift
         )
 
-    run = _Run(predict, schedule, prediction, clip_x0, guidance, callback, trace)
+    run = Run(predict, schedule, prediction, clip_x0, guidance, callback, trace)
     return run(x_T, timesteps, variance_of, advance)
 
 
@@ -192,13 +192,13 @@ def sample_with_scheduler(
             )
         return x_prev if mean_shift is None else x_prev + mean_shift
 
-    run = _Run(predict, schedule, prediction, None, guidance, callback, trace)
+    run = Run(predict, schedule, prediction, None, guidance, callback, trace)
     return run(x_T, [int(t) for t in scheduler_times], lambda t, t_prev: 0.0, advance)
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What the three loops share."""
+class Run:
+    """What all loops share, also the one in ``learned``."""
 
     predict: Predict
     schedule: Schedule
@@ -209,21 +209,33 @@ class _Run:
     trace: Trace | None
 
     @torch.no_grad()
-    def __call__(self, x_T: Tensor, timesteps: Sequence[int], variance_of: _Variance, advance: _Advance) -> Tensor:
+    def __call__(
+        self,
+        x_T: Tensor,
+        timesteps: Sequence[int],
+        variance_of: Variance,
+        advance: _Advance,
+        passes: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Runs the loop; ``passes`` says how often each timestep is visited (default: once)."""
         timesteps = _check_timesteps(timesteps, self.schedule)
         if self.prediction not in PREDICTION_TYPES:
             raise unknown_name("prediction type", self.prediction, PREDICTION_TYPES)
-        total = len(timesteps)
+        pairs = zip(timesteps, previous_timesteps(timesteps), strict=True)
+        passes = [1] * len(timesteps) if passes is None else passes
+        visits = [pair for pair, count in zip(pairs, passes, strict=True) for _ in range(count)]
+        total = len(visits)
         if self.trace is not None:
             self.trace.begin(tuple(x_T.shape), total)
         x_t = x_T
-        for index, (t, t_prev) in enumerate(zip(timesteps, previous_timesteps(timesteps), strict=True)):
+        for index, (t, t_prev) in enumerate(visits):
             output = check_output(self.predict(x_t, t), x_t, index, total, t)
             eps, x0 = eps_and_x0(output, x_t, t, self.schedule, self.prediction)
             x0, eps = clip_estimate(x_t, x0, eps, t, self.schedule, self.clip_x0)
             state = StepState(index, total, t, t_prev, x_t, eps, x0, variance_of(t, t_prev))
-            state, mean_shift = self._guide(state)
-            x_prev = advance(state, mean_shift)
+            state, correction = self._guide(state)
+            x_prev = advance(state, _mean_shift(correction, x_t.dtype))
+            x_prev = apply_draw_shift(state, correction, x_prev)
             check_finite(x_prev, "the sample", index, total, t)
             if self.trace is not None or self.callback is not None:
                 state = replace(state, x_prev=x_prev)
@@ -234,13 +246,15 @@ class _Run:
             x_t = x_prev
         return x_t
 
-    def _guide(self, state: StepState) -> tuple[StepState, Tensor | None]:
+    def _guide(self, state: StepState) -> tuple[StepState, Correction | None]:
         if self.guidance is None:
             return state, None
         correction = self.guidance(state)
-        state = apply_correction(state, correction, self.schedule)
-        shift = correction.mean_shift if isinstance(correction, Correction) else None
-        return state, None if shift is None else shift.to(state.x_t.dtype)
+        return apply_correction(state, correction, self.schedule), correction
+
+
+def _mean_shift(correction: Correction | None, dtype: torch.dtype) -> Tensor | None:
+    return None if correction is None or correction.mean_shift is None else correction.mean_shift.to(dtype)
 
 
 def _check_start(x_T: Tensor) -> None:
@@ -276,7 +290,7 @@ def _check_generators(generators: Sequence[torch.Generator], n: int) -> list[tor
     return image_generators(generators, n)
 
 
-def _drawer(
+def drawer(
     generators: Sequence[torch.Generator] | None, x_T: Tensor, needed: str | None
 ) -> Callable[[], Tensor | None]:
     """A function that draws one step's noise, or gives None where the sampler needs no noise."""

@@ -14,6 +14,8 @@ from .view import VIEW_NAMES, Views
 _EXPORTS = {
     "REFERENCE_LAYOUTS": ("reference_layouts", "REFERENCE_LAYOUTS"),
     "ReferenceDataset": ("reference_dataset", "ReferenceDataset"),
+    "celebref_pairs": ("celebref", "celebref_pairs"),
+    "open_celebref": ("celebref", "open_celebref"),
     "open_reference_dataset": ("reference_dataset", "open_reference_dataset"),
     "validate_reference_dataset": ("reference_check", "validate"),
 }

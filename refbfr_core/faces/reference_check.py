@@ -34,8 +34,9 @@ class Finding:
 
     `level`: "error" (the dataset cannot be used as it is), "warning" (it differs from the paper's) or "note". `kind`:
     "missing-piece", "missing-file", "unreadable-row", "duplicate-row", "duplicate-reference", "self-reference",
-    "same-file", "damaged-picture", "count", "identities", "leak-image", "leak-list" or "leak-identity". `count`: how
-    many; `examples`: the first few.
+    "same-file", "damaged-picture", "count", "identities", "leak-image", "leak-list" or "leak-identity"; for people in
+    folders also "too-few", "duplicate-picture", "near-duplicate" and "pairs". `count`: how many; `examples`: the first
+    few.
     """
 
     level: str
@@ -104,7 +105,7 @@ def validate(
 
     Parameters
     ----------
-    name : "ffhq-ref" or "celeba-test-ref".
+    name : "ffhq-ref", "celeba-test-ref" or "celebref-hq".
     root : folder the release was unpacked into. images : folder of the photographs when they lie elsewhere.
     splits : which to look at; None looks at all. Leaks are found among those.
     pictures : also decode every picture, which finds truncated files but takes minutes to hours.
@@ -118,6 +119,10 @@ def validate(
     for split in splits or ():
         if split not in layout.splits:
             raise unknown_name(f"split of {layout.title}", split, layout.splits)
+    if layout.people_in_folders:
+        from refbfr_core.faces.celebref_check import validate_celebref
+
+        return validate_celebref(root if images is None else images, pictures=pictures)
     chosen = [split for split in layout.splits if splits is None or split in splits]
     if not root.is_dir():
         piece = Finding("error", "missing-piece", "all", f"there is no folder {root}. {layout.hint()}")

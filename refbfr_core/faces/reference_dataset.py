@@ -188,7 +188,8 @@ def open_reference_dataset(
 
     Parameters
     ----------
-    name : "ffhq-ref" or "celeba-test-ref".
+    name : "ffhq-ref", "celeba-test-ref", or "celebref-hq", whose pairs are those of its pairs.csv if there is one, else
+        those of seed 0 (`refbfr_core.faces.celebref.open_celebref` chooses).
     root : folder the release was unpacked into.
     split : "train", "val" or "test"; None is "test".
     degradation : stored low-quality pictures ("severe" or "moderate" for FFHQ-Ref's test split, "release" for
@@ -209,6 +210,12 @@ def open_reference_dataset(
         raise unknown_name(f"split of {layout.title}", split, layout.splits)
     if resolution < 1 or max_references < 1:
         raise ConfigError(f"resolution={resolution} and max_references={max_references} must be at least 1.")
+    if layout.people_in_folders:
+        from refbfr_core.faces.celebref import open_celebref, recorded_pairs
+
+        place = root if images is None else images
+        pairs = recorded_pairs(place)
+        return open_celebref(place, pairs=pairs, degradation=degradation, resolution=resolution, seed=seed)
     if not root.is_dir():
         raise DatasetError(f"there is no folder {root}. {layout.hint()}")
     mapping = root / layout.splits[split].mapping

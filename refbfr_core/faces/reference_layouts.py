@@ -53,6 +53,9 @@ class ReferenceLayout:
     truth_in_release : whether the targets come with the lists; otherwise they come with the references.
     lq_folders : degradation -> folders of the stored low-quality test images.
     sources : where to get the pieces.
+    people_in_folders : there is one folder a person instead of lists (`refbfr_core.faces.celebref`); the mapping is
+        then the record of pairs, which is written here and not by the owners.
+    images : how many pictures there are in all, where the paper reports it.
     """
 
     name: str
@@ -63,6 +66,8 @@ class ReferenceLayout:
     truth_in_release: bool = False
     lq_folders: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     sources: tuple[Source, ...] = ()
+    people_in_folders: bool = False
+    images: int | None = None
 
     def __reduce__(self) -> tuple:
         # Worker processes get a layout by name: its read-only mappings cannot be sent.
@@ -157,8 +162,28 @@ _CELEBA_TEST_REF = ReferenceLayout(
     ),
 )
 
+_CELEBREF_HQ = ReferenceLayout(
+    name="celebref-hq",
+    title="CelebRef-HQ",
+    # PDGrad, section 4.1.2: one pair a person.
+    splits=MappingProxyType({"test": SplitLayout("pairs.csv", 1_005, 1_005)}),
+    truth_folders=(".",),
+    reference_folders=(".",),
+    truth_in_release=True,
+    sources=(
+        Source(
+            "the photographs (CelebRef-HQ, aligned, 512 px), one archive on Google Drive",
+            "https://github.com/csxmli2016/DMDNet#celebref-hq-dataset",
+            "non-commercial research only, no further copying or distribution (agreement in the owners' README)",
+            "ROOT/<person>/<picture>, or that in the one folder of ROOT",
+        ),
+    ),
+    people_in_folders=True,
+    images=10_555,
+)
+
 REFERENCE_LAYOUTS: Mapping[str, ReferenceLayout] = MappingProxyType(
-    {layout.name: layout for layout in (_FFHQ_REF, _CELEBA_TEST_REF)}
+    {layout.name: layout for layout in (_FFHQ_REF, _CELEBA_TEST_REF, _CELEBREF_HQ)}
 )
 """Every known dataset with references, by name; read-only."""
 

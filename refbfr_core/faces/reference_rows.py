@@ -68,7 +68,7 @@ def parse_names(text: str) -> tuple[str, ...]:
         raise DatasetError(f"{shown!r} is not the text of a list of file names, such as ['00012.png']") from error
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise DatasetError(f"{shown!r} is not a list of file names, such as ['00012.png']")
-    return tuple(_checked_name(name) for name in names)
+    return tuple(checked_name(name) for name in names)
 
 
 def read_mapping(path: str | Path) -> tuple[list[ReferenceRow], list[Unreadable]]:
@@ -173,7 +173,7 @@ def _like(path: Path, pattern: str) -> bool:
 def _row(line: int, cells: dict[str, str | None]) -> ReferenceRow:
     if None in cells or None in cells.values():
         raise DatasetError("the row has more or fewer cells than the header; a list with commas belongs in quotes")
-    target = _checked_name(cells[TARGET].strip())
+    target = checked_name(cells[TARGET].strip())
     references = parse_names(cells[REFERENCES])
     if not references:
         raise DatasetError(f"{target} has no reference")
@@ -185,10 +185,11 @@ def _row(line: int, cells: dict[str, str | None]) -> ReferenceRow:
         raise DatasetError(f"the weight {text!r} of {target} is not a number") from error
     if not math.isfinite(weight) or weight < 0:
         raise DatasetError(f"the weight {text!r} of {target} is not a finite number of at least 0")
-    return ReferenceRow(line, target, references, _checked_name(lq) if lq else None, weight)
+    return ReferenceRow(line, target, references, checked_name(lq) if lq else None, weight)
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
+    """``name`` if it is a relative path that stays inside the dataset's folder. Raises `DatasetError` otherwise."""
     path = PurePosixPath(name.replace("\\", "/"))
     if not name or not path.name:
         raise DatasetError(f"{name!r} is not a file name")

@@ -56,7 +56,7 @@ def deg(restored: Tensor, target: Tensor, embedder: EmbedderLike | None = None) 
     """Angle in degrees between the two embeddings of :func:`ids` (the Deg that PDGrad takes over from VQFR).
 
     Every pair counts. The script in which Deg was introduced leaves pairs under one degree out of the mean; nothing
-    restored comes that close, but exact copies do.
+    restored comes that close, but exact copies do. `refbfr_core.metrics.mean_deg` takes the mean either way.
 
     Returns:
         (B,) float64 in [0, 180]; 0 for identical images.

@@ -19,7 +19,7 @@ NEEDS = (
     "lmd needs the landmarks of both pictures, (B, K, 2) in pixels. Drawn faces know theirs exactly: pass "
     "target_landmarks=rendering.landmarks. For the other picture pass restored_landmarks=..., or detector=, a function "
     "from images (B, 3, H, W) in [0, 1] to landmarks. The papers' detector for photographs is the 98-point AWing "
-    "network of facexlib (facexlib.alignment.init_alignment_model('awing_fan'), which fetches alignment_WFLW_4HG.pth)."
+    "network: detector=refbfr_core.metrics.load_awing(), which needs facexlib and its alignment_WFLW_4HG.pth."
 )
 
 

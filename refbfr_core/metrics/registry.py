@@ -201,10 +201,16 @@ _ALL = (
         "lpips, and torchvision's ImageNet SqueezeNet 1.1 (5 MB)", perceptual.variant("squeeze"), _trunk("squeeze"),
     ),
     Metric("ids", "higher", (-1.0, 1.0), "", f"cosine {_IDENTITY}", "a face embedder", identity.ids, _judge),
-    Metric("deg", "lower", (0.0, 180.0), "degrees", f"angle {_IDENTITY}", "a face embedder", identity.deg, _judge),
+    Metric(
+        "deg", "lower", (0.0, 180.0), "degrees", f"angle {_IDENTITY}; every pair counts in a mean, unlike in VQFR's "
+        "script, which leaves out pairs under 1 degree (mean_deg(angles, 'vqfr')) and embeds the whole picture in grey "
+        "at 128 px (GreyEmbedder)", "a face embedder; VQFR's own is resnet18_110.pth, which does not ship",
+        identity.deg, _judge,
+    ),
     Metric(
         "lmd", "lower", (0.0, float("inf")), "pixels", "mean Euclidean distance of corresponding landmarks in pixels "
-        "of the pictures as they come; normalise= changes the unit", "exact landmarks of drawn faces, or a detector",
+        "of the pictures as they come; normalise= changes the unit; VQFR and PDGrad: 98 AWing points on aligned 512 px "
+        "pictures, not normalised (detector=load_awing())", "exact landmarks of drawn faces, or a detector",
         landmarks.lmd, lambda: landmarks.NEEDS, target_required=False,
     ),
     Metric(

@@ -126,6 +126,17 @@ class FaceEmbedder(ModelMixin, ConfigMixin):
         embedding = F.normalize(self.head(x), dim=1)
         return (embedding, taps) if return_taps else embedding
 
+    def guidance_features(self, images: Tensor) -> list[Tensor]:
+        """PDGrad's [u_1, u_2, u_3, u_4] (eq. 12, 17) of aligned faces (B, 3, H, W) in [-1, 1]; differentiable.
+
+        The outputs of the first three stages, (B, width, side, side), and the embedding (B, embedding_dim). A network
+        of fewer stages raises ConfigError.
+        """
+        if len(self.stages) < 3:
+            raise ConfigError(f"guidance needs three stages to tap, this embedder has {len(self.stages)}.")
+        embedding, taps = self(self.preprocess(images), return_taps=True)
+        return [*taps[:3], embedding]
+
     def preprocess(self, images: Tensor) -> Tensor:
         """Crop and resize aligned faces, (B, 3, H, W) in [-1, 1], to this network's input; see `crop_and_resize`."""
         return crop_and_resize(images, self.config.input_size)

@@ -12,17 +12,33 @@ from __future__ import annotations
 import importlib
 
 _EXPORTS = {
+    "CoarseRestorer": "coarse",
+    "DifFacePipeline": "difface",
+    "LossWeights": "pivot_losses",
+    "NetworkRestorer": "coarse",
+    "PDGradPipeline": "pdgrad",
+    "PGDiffPipeline": "pgdiff",
     "PIPELINES": "registry",
     "PipelineEntry": "registry",
+    "PipelineRestorer": "coarse",
+    "PivotGuidance": "pivot_guidance",
+    "PivotSettings": "pivot_guidance",
     "RefLDMPipeline": "refldm",
     "RestorationOutput": "base",
     "RestorationSettings": "base",
     "SAMPLING": "presets",
     "SAMPLING_SEED": "presets",
+    "blurry_restorer": "coarse",
+    "coarse_picture": "coarse",
+    "codeformer_restorer": "coarse_files",
     "encode_references": "references",
     "load_pipeline": "registry",
+    "named_coarse": "coarse",
     "sampling": "presets",
+    "spandrel_restorer": "coarse_files",
 }
+
+_MODULES = frozenset(_EXPORTS.values()) | {"pgdiff_guidance", "prior", "rows"}
 
 __all__ = sorted(_EXPORTS)
 
@@ -30,7 +46,7 @@ __all__ = sorted(_EXPORTS)
 def __getattr__(name: str):
     if name in _EXPORTS:
         return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    if name in {"base", "presets", "refldm", "references", "registry", "rows"}:
+    if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

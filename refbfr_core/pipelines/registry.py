@@ -50,6 +50,65 @@ def _build_refldm(profile: str, root: str | Path | None, *, prediction: str, **c
     )
 
 
+def _prior_networks(profile: str, root: str | Path | None, prediction: str, *names: str) -> dict[str, Any]:
+    """The components that PDGrad, PGDiff and DifFace share, and those of `names` among the others."""
+    from refbfr_core.diffusion import make_schedule, to_ddpm_scheduler
+    from refbfr_core.weights import load_network
+
+    scheduler = to_ddpm_scheduler(
+        make_schedule("pdgrad"), variance_type="learned_range", clip_sample=True, prediction_type=prediction
+    )
+    networks = {"unet": load_network("pdgrad-unet", profile, "cpu", root=root), "scheduler": scheduler}
+    toy = profile == "toy"
+    for name in names:
+        if name == "coarse":
+            # The published coarse restorers are other people's networks: a call names the file, see `named_coarse`.
+            networks[name] = load_network("coarse", profile, "cpu", root=root) if toy else None
+        elif name == "embedder":
+            networks[name] = load_network("guide" if toy else "arcface", profile, "cpu", root=root)
+        else:
+            networks[name] = load_network("perceptual", profile, "cpu", root=root) if toy else _lpips_vgg()
+    return networks
+
+
+def _lpips_vgg() -> Any:
+    from refbfr_core.metrics.perceptual import load_lpips
+    from refbfr_core.models import LPIPSFeatures
+
+    return LPIPSFeatures(load_lpips("vgg"))
+
+
+def _build_pdgrad(profile: str, root: str | Path | None, *, prediction: str, **configuration: Any) -> DiffusionPipeline:
+    from refbfr_core.pipelines.pdgrad import PDGradPipeline
+
+    networks = _prior_networks(profile, root, prediction, "embedder", "perceptual", "coarse")
+    return PDGradPipeline(**networks, **configuration)
+
+
+def _build_pgdiff(profile: str, root: str | Path | None, *, prediction: str, **configuration: Any) -> DiffusionPipeline:
+    from refbfr_core.pipelines.pgdiff import PGDiffPipeline
+
+    return PGDiffPipeline(**_prior_networks(profile, root, prediction, "embedder", "coarse"), **configuration)
+
+
+def _build_difface(
+    profile: str, root: str | Path | None, *, prediction: str, **configuration: Any
+) -> DiffusionPipeline:
+    from refbfr_core.pipelines.difface import DifFacePipeline
+
+    return DifFacePipeline(**_prior_networks(profile, root, prediction, "coarse"), **configuration)
+
+
+def _profiles(toy: dict[str, Any], paper: dict[str, Any]) -> MappingProxyType[str, MappingProxyType[str, Any]]:
+    """Both profiles of a method on the pixel diffusion. The small prior predicts v, the published one noise."""
+    return MappingProxyType(
+        {
+            "toy": MappingProxyType({"prediction": "v_prediction", **toy}),
+            "paper": MappingProxyType({"prediction": "epsilon", **paper}),
+        }
+    )
+
+
 PIPELINES: MappingProxyType[str, PipelineEntry] = MappingProxyType(
     {
         "refldm": PipelineEntry(
@@ -80,6 +139,38 @@ PIPELINES: MappingProxyType[str, PipelineEntry] = MappingProxyType(
                         }
                     ),
                 }
+            ),
+        ),
+        "pdgrad": PipelineEntry(
+            "pdgrad",
+            "PDGrad: diffusion guided by gradients that are resolved around a pivot",
+            "PDGrad, Sensors 2024, 24(22), 7112",
+            _build_pdgrad,
+            _profiles(
+                toy={"num_inference_steps": 100, "start": 500, "scale": 0.1},
+                # Section 4.1.1: tau = 700, s = 0.1, no respacing; the factor on the gradient is not in the paper.
+                paper={"num_inference_steps": 1000, "start": 700, "scale": 0.1},
+            ),
+        ),
+        "pgdiff": PipelineEntry(
+            "pgdiff",
+            "PGDiff: diffusion guided by sums of squares",
+            "Yang et al., PGDiff: Guiding Diffusion Models for Versatile Face Restoration via Partial Guidance, "
+            "NeurIPS 2023",
+            _build_pgdiff,
+            _profiles(
+                toy={"num_inference_steps": 100, "scale": 0.1, "reference_weight": 25.0},
+                paper={"num_inference_steps": 1000, "scale": 0.1, "reference_weight": 25.0},
+            ),
+        ),
+        "difface": PipelineEntry(
+            "difface",
+            "DifFace: a coarse restoration diffused part-way and denoised",
+            "Yue and Loy, DifFace: Blind Face Restoration with Diffused Error Contraction, TPAMI 2024",
+            _build_difface,
+            _profiles(
+                toy={"num_inference_steps": 100, "start": 401},
+                paper={"num_inference_steps": 250, "start": 401},
             ),
         ),
     }

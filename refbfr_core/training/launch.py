@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from refbfr_core.errors import ConfigError
 from refbfr_core.faces.dataset import Renderer, toy_faces
+from refbfr_core.training.coarse import CoarseTask
 from refbfr_core.training.data import open_faces
 from refbfr_core.training.embedder import EmbedderTask
 from refbfr_core.training.export import export_network
@@ -21,10 +22,15 @@ from refbfr_core.training.first_stage import FirstStageTask
 from refbfr_core.training.latents import LatentCache
 from refbfr_core.training.loop import Task, make_accelerator, train
 from refbfr_core.training.mechanisms import MechanismTask, PlainTask, export_mechanism
+from refbfr_core.training.perceptual import PerceptualTask
+from refbfr_core.training.pixel_diffusion import PixelDiffusionTask
 from refbfr_core.training.recipes import (
+    CoarseRecipe,
     EmbedderRecipe,
     FirstStageRecipe,
     MechanismRecipe,
+    PerceptualRecipe,
+    PixelDiffusionRecipe,
     PlainRecipe,
     Recipe,
     RefLDMIdentityRecipe,
@@ -104,6 +110,12 @@ def make_task(
         return EmbedderTask(chosen, faces, val)
     if isinstance(chosen, FirstStageRecipe):
         return FirstStageTask(chosen, faces, val)
+    if isinstance(chosen, PixelDiffusionRecipe):
+        return PixelDiffusionTask(chosen, faces, val)
+    if isinstance(chosen, CoarseRecipe):
+        return CoarseTask(chosen, faces, val)
+    if isinstance(chosen, PerceptualRecipe):
+        return PerceptualTask(chosen, faces, val)
     if isinstance(chosen, RefLDMRecipe):
         workers = (os.cpu_count() or 1) if workers is None else workers
         on_gpu = accelerator.device.type != "cpu"

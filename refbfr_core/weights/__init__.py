@@ -13,6 +13,9 @@ _EXPORTS = {
     "NETWORKS": "registry",
     "PROFILES": "registry",
     "NetworkEntry": "registry",
+    "PAPER_FILES": "paper_files",
+    "PaperFile": "paper_files",
+    "paper_file": "paper_files",
     "network_entry": "registry",
     "load_network": "store",
     "save_network": "store",
@@ -22,10 +25,11 @@ _EXPORTS = {
     "published_root": "store",
     "import_published": "published_import",
     "imported_from": "published_import",
+    "load_onnx_recognition": "onnx_recognition",
 }
 _MODULES = (
-    *("card", "convert", "registry", "store"),
-    *("published_files", "published_import", "published_ldm", "published_sample"),
+    *("card", "convert", "onnx_recognition", "paper_files", "registry", "store"),
+    *("published_adm", "published_files", "published_import", "published_ldm", "published_sample"),
 )
 
 __all__ = sorted(_EXPORTS)

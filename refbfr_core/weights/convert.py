@@ -4,6 +4,8 @@ Each converter takes a state dictionary in the authors' names and their own conf
 the finished network or raises `WeightsError` naming what does not fit.
 """
 
+from refbfr_core.weights.convert_adm import convert_adm_unet
+from refbfr_core.weights.convert_arcface import convert_arcface_iresnet
 from refbfr_core.weights.convert_ldm import convert_ldm_unet, convert_ldm_vq
 
-__all__ = ["convert_ldm_unet", "convert_ldm_vq"]
+__all__ = ["convert_adm_unet", "convert_arcface_iresnet", "convert_ldm_unet", "convert_ldm_vq"]

@@ -7,7 +7,7 @@ way round.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -101,7 +101,8 @@ def _unet_plan(config: Mapping[str, Any]) -> tuple[UNet2DModel, list[Move]]:
             act_fn="silu",
             resnet_time_scale_shift="default",
         )
-    return network, list(_unet_moves(attends, c["num_res_blocks"], c["num_head_channels"], set(network.state_dict())))
+    blocks = [c["num_res_blocks"]] * len(attends)
+    return network, list(unet_moves(attends, blocks, c["num_head_channels"], set(network.state_dict())))
 
 
 def convert_ldm_vq(
@@ -164,9 +165,17 @@ def _residual(source: str, target: str, names: Mapping[str, str], shortcut: str,
         yield from parameters_of(f"{source}.{shortcut}", f"{target}.conv_shortcut")
 
 
-def _unet_moves(attends: list[bool], blocks: int, head_width: int, present: set[str]) -> Iterator[Move]:
-    """The table of the U-Net. The authors number blocks in one flat list down and one up; a level has `blocks` (down)
-    or `blocks` + 1 (up) of them, and its resampling layer counts as one more on the way down."""
+def unet_moves(
+    attends: Sequence[bool], blocks: Sequence[int], head_width: int, present: set[str], resblock_updown: bool = False
+) -> Iterator[Move]:
+    """The table of the U-Net that latent diffusion took over from guided diffusion.
+
+    The authors number blocks in one flat list down and one up; level i has `blocks[i]` (down) or `blocks[i]` + 1 (up)
+    of them, and its resampling layer counts as one more on the way down.
+
+    attends : which levels have attention, the finest first. head_width : as in `Move`. present : the network's names.
+    resblock_updown : resampling layers are residual blocks, not convolutions.
+    """
 
     def residual(source: str, target: str) -> Iterator[Move]:
         return _residual(source, target, _UNET_RESIDUAL, "skip_connection", present)
@@ -182,27 +191,36 @@ def _unet_moves(attends: list[bool], blocks: int, head_width: int, present: set[
     yield from parameters_of("time_embed.2", "time_embedding.linear_2")
     yield from parameters_of("input_blocks.0.0", "conv_in")
     last = len(attends) - 1
+    number = 1
     for level, attending in enumerate(attends):
-        first = 1 + level * (blocks + 1)
-        for j in range(blocks):
-            yield from residual(f"input_blocks.{first + j}.0", f"down_blocks.{level}.resnets.{j}")
+        for j in range(blocks[level]):
+            yield from residual(f"input_blocks.{number}.0", f"down_blocks.{level}.resnets.{j}")
             if attending:
-                yield from attention(f"input_blocks.{first + j}.1", f"down_blocks.{level}.attentions.{j}")
+                yield from attention(f"input_blocks.{number}.1", f"down_blocks.{level}.attentions.{j}")
+            number += 1
         if level < last:
-            target = f"down_blocks.{level}.downsamplers.0.conv"
-            yield from parameters_of(f"input_blocks.{first + blocks}.0.op", target)
+            target = f"down_blocks.{level}.downsamplers.0"
+            if resblock_updown:
+                yield from residual(f"input_blocks.{number}.0", target)
+            else:
+                yield from parameters_of(f"input_blocks.{number}.0.op", f"{target}.conv")
+            number += 1
     yield from residual("middle_block.0", "mid_block.resnets.0")
     yield from attention("middle_block.1", "mid_block.attentions.0")
     yield from residual("middle_block.2", "mid_block.resnets.1")
+    number = 0
     for up, attending in enumerate(reversed(attends)):
-        first = up * (blocks + 1)
-        for j in range(blocks + 1):
-            yield from residual(f"output_blocks.{first + j}.0", f"up_blocks.{up}.resnets.{j}")
+        for j in range(blocks[last - up] + 1):
+            yield from residual(f"output_blocks.{number}.0", f"up_blocks.{up}.resnets.{j}")
             if attending:
-                yield from attention(f"output_blocks.{first + j}.1", f"up_blocks.{up}.attentions.{j}")
+                yield from attention(f"output_blocks.{number}.1", f"up_blocks.{up}.attentions.{j}")
+            number += 1
         if up < last:
-            source = f"output_blocks.{first + blocks}.{2 if attending else 1}.conv"
-            yield from parameters_of(source, f"up_blocks.{up}.upsamplers.0.conv")
+            source, target = f"output_blocks.{number - 1}.{2 if attending else 1}", f"up_blocks.{up}.upsamplers.0"
+            if resblock_updown:
+                yield from residual(source, target)
+            else:
+                yield from parameters_of(f"{source}.conv", f"{target}.conv")
     yield from parameters_of("out.0", "conv_norm_out")
     yield from parameters_of("out.2", "conv_out")
 

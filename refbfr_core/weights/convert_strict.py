@@ -26,6 +26,7 @@ class Move:
     targets : the network's parameter, or the three of query, key and value for a joint projection.
     trailing : how many trailing axes of size 1 the authors' tensor has more (a 1x1 convolution that became a Linear).
     head_width : for a joint projection, channels per head; its rows are laid out (head, query/key/value, channel).
+        0: all queries, then all keys, then all values.
     """
 
     source: str
@@ -43,7 +44,8 @@ class Move:
         tensor = tensor.detach().flatten(tensor.ndim - self.trailing - 1) if self.trailing else tensor.detach()
         if len(self.targets) == 1:
             return {self.targets[0]: tensor.clone()}
-        heads = tensor.unflatten(0, (-1, len(self.targets), self.head_width))
+        width = self.head_width or tensor.shape[0] // len(self.targets)
+        heads = tensor.unflatten(0, (-1, len(self.targets), width))
         return {name: heads[:, i].flatten(0, 1).clone() for i, name in enumerate(self.targets)}
 
 

@@ -8,7 +8,7 @@ licence. A second call finds what a first one finished and goes on with the rest
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from refbfr_core.errors import DiskFullError, OutputError, WeightsError
 from refbfr_core.files import output_error
+from refbfr_core.weights.published_adm import DIFFACE_UNET, looks_like_adm, read_adm
 from refbfr_core.weights.published_files import file_digest, read_checkpoint, tensors_of
 from refbfr_core.weights.published_ldm import (
     REFLDM_LAYOUT,
@@ -35,6 +36,7 @@ from refbfr_core.weights.store import published_root, read_card, save_network, v
 _READERS: dict[str, tuple[Callable[[dict[str, Tensor]], bool], Callable[[dict[str, Tensor], Any], Converted]]] = {
     "refldm-vq": (looks_like_vqgan, read_vqgan),
     "refldm-unet": (looks_like_refldm, read_refldm),
+    "pdgrad-unet": (looks_like_adm, read_adm),
 }
 _PROFILE = "paper"
 # Room for the configuration, the cards and the file system's own needs.
@@ -70,17 +72,18 @@ def import_published(
     root: str | Path | None = None,
     replace: bool = False,
     layout: ReleasedLayout = REFLDM_LAYOUT,
+    pixel_unet: Mapping[str, Any] = DIFFACE_UNET,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Imported]:
     """Convert authors' files, as downloaded, into networks that `load_network(name, profile="paper")` finds.
 
     Parameters
     ----------
-    files : `refldm.ckpt`, `vqgan.ckpt` or both, under any name.
+    files : `refldm.ckpt`, `vqgan.ckpt`, `iddpm_ffhq512_ema500000.pth`, one or more of them, under any name.
     accept : called once for each licence with the registry's entry, before anything is written; False stops.
     root : folder for the networks; default `published_root()`.
     replace : put the networks in the place of others that came from other files.
-    layout : the configuration the files must have.
+    layout, pixel_unet : the configurations that ReF-LDM's files and DifFace's file must have.
     tell : called with a line about every stage.
 
     Returns
@@ -95,7 +98,8 @@ def import_published(
     """
     folder = Path(root) if root is not None else published_root(_PROFILE)
     with _alone_in(folder):
-        candidates = [_recognise(Path(path), folder, layout, tell) for path in files]
+        layouts = {name: pixel_unet if name == "pdgrad-unet" else layout for name in _READERS}
+        candidates = [_recognise(Path(path), folder, layouts, tell) for path in files]
         _check_pinned(candidates, folder, replace)
         _check_belong_together(candidates, folder)
         pages: set[tuple[str, str]] = set()
@@ -126,7 +130,7 @@ def imported_from(name: str, root: str | Path | None = None) -> dict[str, Any] |
     return source if isinstance(source, dict) else None
 
 
-def _recognise(path: Path, folder: Path, layout: ReleasedLayout, tell: Callable[[str], None]) -> _Candidate:
+def _recognise(path: Path, folder: Path, layouts: Mapping[str, Any], tell: Callable[[str], None]) -> _Candidate:
     """Reads a file and makes its network, unless that was done before."""
     sha256 = file_digest(path)
     for name in _READERS:
@@ -140,7 +144,7 @@ def _recognise(path: Path, folder: Path, layout: ReleasedLayout, tell: Callable[
         if recognises(state):
             tell(f"{path}: {len(state)} tensors, becomes {name}")
             try:
-                converted = read(state, layout)
+                converted = read(state, layouts[name])
             except WeightsError as error:
                 raise WeightsError(f"{path}: {error}") from error
             return _Candidate(name, path, sha256, converted.first_stage, converted)

@@ -1,17 +1,20 @@
-"""Checkpoints in the released layout with random values: for tests and for measuring speed without the authors' files.
+"""Checkpoints in the released layouts with random values: for tests and for measuring speed without the authors' files.
 
-They restore nothing. Names, shapes, the sharing of tensors and the schedule are those of ReF-LDM's release, so whatever
-reads the real files can be tried on them.
+They restore nothing. Names, shapes, the sharing of tensors and the schedule are those of ReF-LDM's and DifFace's
+releases, so whatever reads the real files can be tried on them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from refbfr_core.weights.convert_adm import PREFIX, adm_unet_shapes
+from refbfr_core.weights.published_adm import DIFFACE_UNET
 from refbfr_core.weights.published_ldm import (
     AVERAGE,
     CONDITIONS,
@@ -45,6 +48,12 @@ def sample_vqgan(layout: ReleasedLayout = REFLDM_LAYOUT, seed: int = 0, device: 
     """The state dictionary inside a `vqgan.ckpt`, with something of its training under `loss.`."""
     training = {"loss.discriminator.main.0.weight": (64, 3, 4, 4), "loss.discriminator.main.0.bias": (64,)}
     return _random(layout.vq_shapes(), seed, device) | _random(training, seed + 3, device)
+
+
+def sample_adm(config: Mapping[str, Any] = DIFFACE_UNET, seed: int = 0, device: str = "cpu") -> dict[str, Tensor]:
+    """The state dictionary of an `iddpm_ffhq512_ema500000.pth`: one U-Net, "module." before its names."""
+    shapes = {PREFIX + name: shape for name, shape in adm_unet_shapes(**config).items()}
+    return _random(shapes, seed + 4, device)
 
 
 def _random(shapes: Mapping[str, tuple[int, ...]], seed: int, device: str) -> dict[str, Tensor]:

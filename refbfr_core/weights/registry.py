@@ -57,6 +57,12 @@ def _face_embedder() -> type:
     return FaceEmbedder
 
 
+def _perceptual_features() -> type:
+    from refbfr_core.models import PerceptualFeatures
+
+    return PerceptualFeatures
+
+
 def _vq_model() -> type:
     from diffusers import VQModel
 
@@ -69,11 +75,32 @@ def _unet_2d() -> type:
     return UNet2DModel
 
 
+def _coarse_net() -> type:
+    from refbfr_core.models.coarse import CoarseNet
+
+    return CoarseNet
+
+
+def _adm_unet() -> type:
+    from refbfr_core.models.adm_unet import ADMUNet
+
+    return ADMUNet
+
+
 def _refldm_release(filename: str) -> MappingProxyType[str, PublishedFile]:
     """A file of ReF-LDM's release, for the paper profile."""
     page = "https://github.com/ChiWeiHsiao/ref-ldm/releases"
     published = PublishedFile(
         f"{page}/tag/1.0.0", f"{page}/download/1.0.0/{filename}", "non-commercial use only (authors' README)"
+    )
+    return MappingProxyType({"paper": published})
+
+
+def _difface_release(filename: str) -> MappingProxyType[str, PublishedFile]:
+    """A file of DifFace's release, which PGDiff and PDGrad use too, for the paper profile."""
+    page = "https://github.com/zsyOAOA/DifFace/releases"
+    published = PublishedFile(
+        f"{page}/tag/V1.0", f"{page}/download/V1.0/{filename}", "S-Lab License 1.0, non-commercial use only"
     )
     return MappingProxyType({"paper": published})
 
@@ -111,6 +138,26 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 "refldm-base",
                 shipped=True,
                 published=_refldm_release("refldm.ckpt"),
+            ),
+            NetworkEntry(
+                "pdgrad-unet",
+                "unconditional pixel diffusion with learned variance, the face prior of PDGrad, PGDiff and DifFace",
+                _adm_unet,
+                "pdgrad-unet",
+                published=_difface_release("iddpm_ffhq512_ema500000.pth"),
+            ),
+            NetworkEntry(
+                "perceptual",
+                "perceptual features and distance for losses and guidance, the toy twin of LPIPS's VGG16",
+                _perceptual_features,
+                "perceptual",
+            ),
+            NetworkEntry(
+                "coarse",
+                "coarse restorer of PDGrad: feed-forward, without references; keeps colour and shape, loses identity",
+                _coarse_net,
+                "coarse",
+                shipped=True,
             ),
         )
     }

@@ -101,7 +101,9 @@ def how_to_get(entry: NetworkEntry, profile: str) -> str:
     """What to download for a network of `profile`, from where, under which licence, and what to do with it."""
     published = entry.published[profile]
     files = dict.fromkeys(
-        other.published[profile].filename for other in NETWORKS.values() if profile in other.published
+        other.published[profile].filename
+        for other in NETWORKS.values()
+        if profile in other.published and other.published[profile].page == published.page
     )
     return (
         f"the {profile} profile of {entry.name!r} needs {published.filename}, which does not come with this package. "
