@@ -400,28 +400,3 @@ def test_inpainting_networks_are_refused(tmp_path):
     descriptor = SimpleNamespace(architecture=SimpleNamespace(id="LaMa"), purpose="Inpainting")
     with pytest.raises(ConfigError, match="inpainting network LaMa"):
         coarse_files._check_usable(descriptor, tmp_path / "lama.pth")
-
-
-# ---- where such files come from
-
-
-def test_the_public_files_are_listed_with_owner_licence_and_use():
-    from typer.testing import CliRunner
-
-    from refbfr_core.cli.app import app
-    from refbfr_core.weights import PAPER_FILES, paper_file
-
-    shown = CliRunner().invoke(app, ["weights", "list"])
-    assert shown.exit_code == 0
-    for name, file in PAPER_FILES.items():
-        assert file.name == name and file.page.startswith("https://") and file.url.startswith("https://")
-        for text in (file.filename, file.page, file.url, file.licence, file.use):
-            assert text in shown.stdout
-        assert file.url in file.how_to_get() and file.licence in file.how_to_get()
-    # As the owners' pages give them.
-    assert paper_file("codeformer").url.endswith("sczhou/CodeFormer/releases/download/v0.1.0/codeformer.pth")
-    assert "1XlpB873rHCn-T5UfUCXq_fAprhuBKR30" in paper_file("pgdiff-restorer").url
-    assert "11l24OkqWWEm3OLNdUFA7StulJZ_m4pEX" in paper_file("pgdiff-arcface").url
-    assert all("non-commercial" in file.licence for name, file in PAPER_FILES.items() if name != "gfpgan")
-    with pytest.raises(UnknownNameError, match="Did you mean 'codeformer'"):
-        paper_file("codefomer")

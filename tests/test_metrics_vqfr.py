@@ -60,8 +60,10 @@ def test_the_grey_door_is_opencvs(drawn, tmp_path):
     door = metrics.GreyEmbedder(network)
     found = door.preprocess(to_network(torch.from_numpy(large).permute(2, 0, 1)[None].float() / 255))
     assert found.shape == (1, 1, 128, 128)
-    # Readers of files may round the luma the other way.
-    assert np.abs(found[0, 0].numpy() - expected).max() <= 1.01 / 127.5
+    # Reading PNG straight to grey cuts the luma off instead of rounding it: one level before resizing, so two after.
+    assert np.abs(found[0, 0].numpy() - expected).max() <= 2.01 / 127.5
+    blue_first = door.preprocess(to_network(torch.from_numpy(large[..., ::-1].copy()).permute(2, 0, 1)[None] / 255))
+    assert np.abs(blue_first[0, 0].numpy() - expected).max() > 10 / 127.5
     assert seen[0].shape == (2, 1, 128, 128)
     with pytest.raises(ConfigError, match="training mode"):
         metrics.GreyEmbedder(nn.Conv2d(1, 1, 1))
@@ -138,12 +140,13 @@ def test_the_network_loads_from_its_file(awing_state, tmp_path, drawn, monkeypat
     images = drawn[0][:1]
     found = detector(images)
     assert found.shape == (1, 98, 2)
-    # With random weights points fall on the frame, where the decodings differ; the cells are the same.
-    monkeypatch.setattr(np, "float", float, raising=False)
+    # facexlib's way to its maps, with this package's peaks: its own decoding stops at points on the frame.
+    monkeypatch.setattr(awing_arch, "calculate_points", lambda maps: find_peaks(torch.from_numpy(maps)).numpy())
     bgr = np.ascontiguousarray((images[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)[..., ::-1])
     theirs = detector.network.get_landmarks(bgr)
     assert isinstance(detector.network, awing_arch.FAN) and not detector.network.training
-    assert np.abs(found[0].numpy() - theirs).max() <= 0.5 * 128 / 64 + 1e-6
+    assert len(np.unique(theirs, axis=0)) > 10
+    np.testing.assert_allclose(found[0].numpy(), theirs, atol=1e-6)
 
 
 def test_files_that_are_not_the_network_are_refused(awing_state, tmp_path, monkeypatch):

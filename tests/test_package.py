@@ -16,8 +16,9 @@ import refbfr_core
 PACKAGE = Path(refbfr_core.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 OPTIONAL = {
-    "facexlib", "insightface", "ipywidgets", "jupytext", "lpips", "nbclient", "nbmake", "onnxruntime", "papermill",
-    "pyiqa", "scipy", "skimage", "spandrel", "spandrel_extra_arches", "timm", "torchmetrics", "torchvision",
+    "facexlib", "insightface", "ipywidgets", "jupytext", "lpips", "nbclient", "nbmake", "onnx", "onnxruntime",
+    "papermill", "pyiqa", "scipy", "skimage", "spandrel", "spandrel_extra_arches", "timm", "torchmetrics",
+    "torchvision",
 }  # fmt: skip
 HEAVY = OPTIONAL | {"accelerate", "cv2", "diffusers", "matplotlib", "pandas", "PIL", "torch", "transformers", "typer"}
 

@@ -198,7 +198,7 @@ def test_a_saved_pipeline_comes_back_the_same(tmp_path, pipe):
     again = type(pipe).from_pretrained(tmp_path)
     again.set_progress_bar_config(disable=True)
     lq, references = faces(1, 1), faces(1, 2, 1)
-    # Weights read from a file lie elsewhere in memory, which may choose another kernel; the random network does the rest.
+    # Weights from a file lie elsewhere in memory, which may choose another kernel; the random network does the rest.
     assert (again(lq, references).images - pipe(lq, references).images).abs().mean() < 1e-3
     assert again.config.start == 500
 

@@ -374,9 +374,9 @@ def test_networks_that_do_not_belong_are_refused(root, networks, tmp_path):
     wrong = {"identity": networks / "refldm-vq", "first_stage": networks / "guide"}
     with pytest.raises(WeightsError):
         train(root, tmp_path / "run", first_stage=wrong["first_stage"])
-    (tmp_path / "arcface.onnx").write_bytes(b"onnx")
-    with pytest.raises(ConfigError, match=r"arcface.onnx is a file; .* pass the module"):
-        train(root, tmp_path / "run", identity=tmp_path / "arcface.onnx")
+    (tmp_path / "arcface.pt").write_bytes(b"torch")
+    with pytest.raises(ConfigError, match=r"arcface.pt is a file; .* pass the module"):
+        train(root, tmp_path / "run", identity=tmp_path / "arcface.pt")
     with pytest.raises(ConfigError, match="do not fit the recipe's network"):
         train(root, tmp_path / "one", "ldm", references=0, identity_weight=0.0, steps=1)
         train(root, tmp_path / "two", initial=tmp_path / "one", width=32)

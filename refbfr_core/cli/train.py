@@ -36,7 +36,7 @@ def train(
         Path | None, typer.Option(help=f"{_FULL_SIZE}folder of a first stage; the imported release if not given.")
     ] = None,
     identity: Annotated[
-        Path | None, typer.Option(help=f"{_FULL_SIZE}folder of the face embedder of the identity loss.")
+        Path | None, typer.Option(help=f"{_FULL_SIZE}ONNX file or folder of the face embedder of the identity loss.")
     ] = None,
     initial: Annotated[
         str | None, typer.Option(help=f"{_FULL_SIZE}folder of a stage 1 run, released, or scratch.")

@@ -81,8 +81,11 @@ class GreyEmbedder:
         self.network = network
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] to (B, 1, 128, 128) in [-1, 1]: 8 bits, OpenCV's luma, bilinear without antialiasing,
-        each rounded, as reading and resizing a file does. No gradient."""
+        """(B, 3, H, W) in [-1, 1] to (B, 1, 128, 128) in [-1, 1]: 8 bits, OpenCV's luma, bilinear without antialiasing.
+
+        Each step rounds; the script, which lets OpenCV read files straight to grey, rounds the luma of a PNG down. No
+        gradient.
+        """
         import cv2
 
         pixels = to_uint8(from_network(images.detach())).cpu().numpy()

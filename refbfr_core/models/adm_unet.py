@@ -41,6 +41,9 @@ class ADMUNet(UNet2DModel):
             wide.
         resample: "conv" (strided convolution, nearest neighbour and convolution) or "resnet" (`resblock_updown`).
         groups: groups of every group norm, 32 in all published networks.
+        bounded_code: squash the second half of the output, the variance code, into [-1, 1]. Published networks leave it
+            free; a small one whose errors at little noise are larger than the noise drives it far out of the range in
+            which the variance makes sense.
         center_input_sample, time_embedding_type, class_embed_type: what the library's forward pass looks up in a
             configuration; ADM has only these values.
 
@@ -62,6 +65,7 @@ class ADMUNet(UNet2DModel):
         time_width: int | None = None,
         resample: str = "conv",
         groups: int = GROUPS,
+        bounded_code: bool = False,
         center_input_sample: bool = False,
         time_embedding_type: str = "positional",
         class_embed_type: str | None = None,
@@ -170,6 +174,9 @@ class ADMUNet(UNet2DModel):
         # With patches of one pixel folding changes nothing: the published networks take pictures as they are.
         folded = super().forward(F.pixel_unshuffle(sample, patch), timestep, class_labels).sample
         output = F.pixel_shuffle(folded, patch)
+        if self.config.bounded_code:
+            prediction, code = output.chunk(2, dim=1)
+            output = torch.cat([prediction, code.tanh()], dim=1)
         return UNet2DOutput(sample=output) if return_dict else (output,)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -50,25 +51,26 @@ def _build_refldm(profile: str, root: str | Path | None, *, prediction: str, **c
     )
 
 
-def _prior_networks(profile: str, root: str | Path | None, prediction: str, *names: str) -> dict[str, Any]:
-    """The components that PDGrad, PGDiff and DifFace share, and those of `names` among the others."""
+def _build_on_prior(
+    pipeline: Callable[[], type], profile: str, root: str | Path | None, *, prediction: str, **configuration: Any
+) -> DiffusionPipeline:
+    """A method on the unconditional pixel diffusion. Of `configuration`, "embedder", "perceptual" and "coarse" name
+    networks; everything else goes to the pipeline as it is."""
     from refbfr_core.diffusion import make_schedule, to_ddpm_scheduler
     from refbfr_core.weights import load_network
 
-    scheduler = to_ddpm_scheduler(
-        make_schedule("pdgrad"), variance_type="learned_range", clip_sample=True, prediction_type=prediction
-    )
-    networks = {"unet": load_network("pdgrad-unet", profile, "cpu", root=root), "scheduler": scheduler}
-    toy = profile == "toy"
-    for name in names:
-        if name == "coarse":
-            # The published coarse restorers are other people's networks: a call names the file, see `named_coarse`.
-            networks[name] = load_network("coarse", profile, "cpu", root=root) if toy else None
-        elif name == "embedder":
-            networks[name] = load_network("guide" if toy else "arcface", profile, "cpu", root=root)
-        else:
-            networks[name] = load_network("perceptual", profile, "cpu", root=root) if toy else _lpips_vgg()
-    return networks
+    parts: dict[str, Any] = {
+        "unet": load_network("pdgrad-unet", profile, "cpu", root=root),
+        "scheduler": to_ddpm_scheduler(
+            make_schedule("pdgrad"), variance_type="learned_range", clip_sample=True, prediction_type=prediction
+        ),
+    }
+    for part in ("embedder", "perceptual", "coarse"):
+        if part in configuration:
+            name = configuration.pop(part)
+            own = _OTHER_NETWORKS.get(name)
+            parts[part] = own() if own else load_network(name, profile, "cpu", root=root)
+    return pipeline()(**parts, **configuration)
 
 
 def _lpips_vgg() -> Any:
@@ -78,35 +80,44 @@ def _lpips_vgg() -> Any:
     return LPIPSFeatures(load_lpips("vgg"))
 
 
-def _build_pdgrad(profile: str, root: str | Path | None, *, prediction: str, **configuration: Any) -> DiffusionPipeline:
+# Networks that do not come from this package's store. The published coarse restorers are other people's files, which a
+# call names (`named_coarse`).
+_OTHER_NETWORKS: MappingProxyType[str, Callable[[], Any]] = MappingProxyType(
+    {"lpips-vgg": _lpips_vgg, "the caller's": lambda: None}
+)
+
+
+def _pdgrad() -> type:
     from refbfr_core.pipelines.pdgrad import PDGradPipeline
 
-    networks = _prior_networks(profile, root, prediction, "embedder", "perceptual", "coarse")
-    return PDGradPipeline(**networks, **configuration)
+    return PDGradPipeline
 
 
-def _build_pgdiff(profile: str, root: str | Path | None, *, prediction: str, **configuration: Any) -> DiffusionPipeline:
+def _pgdiff() -> type:
     from refbfr_core.pipelines.pgdiff import PGDiffPipeline
 
-    return PGDiffPipeline(**_prior_networks(profile, root, prediction, "embedder", "coarse"), **configuration)
+    return PGDiffPipeline
 
 
-def _build_difface(
-    profile: str, root: str | Path | None, *, prediction: str, **configuration: Any
-) -> DiffusionPipeline:
+def _difface() -> type:
     from refbfr_core.pipelines.difface import DifFacePipeline
 
-    return DifFacePipeline(**_prior_networks(profile, root, prediction, "coarse"), **configuration)
+    return DifFacePipeline
 
 
 def _profiles(toy: dict[str, Any], paper: dict[str, Any]) -> MappingProxyType[str, MappingProxyType[str, Any]]:
-    """Both profiles of a method on the pixel diffusion. The small prior predicts v, the published one noise."""
+    """Both profiles of a method on the pixel diffusion. The small prior predicts the clean picture, since noise does
+    not fit through it; the published one predicts noise."""
     return MappingProxyType(
         {
-            "toy": MappingProxyType({"prediction": "v_prediction", **toy}),
-            "paper": MappingProxyType({"prediction": "epsilon", **paper}),
+            "toy": MappingProxyType({"prediction": "sample", "coarse": "coarse", **toy}),
+            "paper": MappingProxyType({"prediction": "epsilon", "coarse": "the caller's", **paper}),
         }
     )
+
+
+_TOY_FEATURES = {"embedder": "guide", "perceptual": "perceptual"}
+_PAPER_FEATURES = {"embedder": "arcface", "perceptual": "lpips-vgg"}
 
 
 PIPELINES: MappingProxyType[str, PipelineEntry] = MappingProxyType(
@@ -145,11 +156,11 @@ PIPELINES: MappingProxyType[str, PipelineEntry] = MappingProxyType(
             "pdgrad",
             "PDGrad: diffusion guided by gradients that are resolved around a pivot",
             "PDGrad, Sensors 2024, 24(22), 7112",
-            _build_pdgrad,
+            partial(_build_on_prior, _pdgrad),
             _profiles(
-                toy={"num_inference_steps": 100, "start": 500, "scale": 0.1},
+                toy={**_TOY_FEATURES, "num_inference_steps": 100, "start": 500, "scale": 0.1},
                 # Section 4.1.1: tau = 700, s = 0.1, no respacing; the factor on the gradient is not in the paper.
-                paper={"num_inference_steps": 1000, "start": 700, "scale": 0.1},
+                paper={**_PAPER_FEATURES, "num_inference_steps": 1000, "start": 700, "scale": 0.1},
             ),
         ),
         "pgdiff": PipelineEntry(
@@ -157,17 +168,17 @@ PIPELINES: MappingProxyType[str, PipelineEntry] = MappingProxyType(
             "PGDiff: diffusion guided by sums of squares",
             "Yang et al., PGDiff: Guiding Diffusion Models for Versatile Face Restoration via Partial Guidance, "
             "NeurIPS 2023",
-            _build_pgdiff,
+            partial(_build_on_prior, _pgdiff),
             _profiles(
-                toy={"num_inference_steps": 100, "scale": 0.1, "reference_weight": 25.0},
-                paper={"num_inference_steps": 1000, "scale": 0.1, "reference_weight": 25.0},
+                toy={"embedder": "guide", "num_inference_steps": 100, "scale": 0.1, "reference_weight": 25.0},
+                paper={"embedder": "arcface", "num_inference_steps": 1000, "scale": 0.1, "reference_weight": 25.0},
             ),
         ),
         "difface": PipelineEntry(
             "difface",
             "DifFace: a coarse restoration diffused part-way and denoised",
             "Yue and Loy, DifFace: Blind Face Restoration with Diffused Error Contraction, TPAMI 2024",
-            _build_difface,
+            partial(_build_on_prior, _difface),
             _profiles(
                 toy={"num_inference_steps": 100, "start": 401},
                 paper={"num_inference_steps": 250, "start": 401},

@@ -19,7 +19,7 @@ from refbfr_core.training.paper_recipes import RefLDMFullRecipe, paper_recipe
 from refbfr_core.training.recipes import as_dict
 from refbfr_core.training.records import CHECKPOINT, load_checkpoint
 from refbfr_core.training.refldm_full import RefLDMFullTask
-from refbfr_core.weights import load_network, read_card, save_network
+from refbfr_core.weights import load_network, load_onnx_recognition, read_card, save_network
 
 DATASET = "ffhq-ref"
 RELEASED, SCRATCH = "released", "scratch"
@@ -52,7 +52,7 @@ def run_full(
     out : folder of the run, on storage all processes share: ``checkpoint.pt``, ``log.jsonl``, ``export/refldm-unet``.
     dataset : folder of FFHQ-Ref, or its opened train and validation splits. images : its photographs, if elsewhere.
     first_stage : folder of a network "refldm-vq", or a module; None is the imported release.
-    identity : folder of an exported face embedder, or a module; see `load_identity`.
+    identity : folder of an exported face embedder, an ONNX file, or a module; see `load_identity`.
     initial : folder of a stage 1 run, or of an exported denoiser; "released" is the imported release, "scratch" draws
         random weights. None: "scratch" for a recipe without references, otherwise it must be named.
     resume, minutes, device : as in `refbfr_core.training.run`.
@@ -111,28 +111,32 @@ def load_first_stage(place: str | Path | VQModel | None) -> VQModel:
 
 
 def load_identity(place: str | Path | EmbedderLike | None) -> EmbedderLike:
-    """The network of the identity loss: a module as it is, or the folder of an exported face embedder.
+    """The network of the identity loss: a module as it is, the folder of an exported face embedder, or an ONNX file.
 
     A module maps (B, 3, 112, 112) in [-1, 1] to (B, D), or has ``embed(images in [-1, 1])``. ReF-LDM uses an ArcFace
-    ResNet-50 trained on WebFace.
+    ResNet-50 trained on WebFace; InsightFace's packs hold such networks as ONNX files, which are read by
+    `refbfr_core.weights.load_onnx_recognition` and get ReF-LDM's crop.
 
     Raises
     ------
-    ConfigError : none is given, or one that must not take part in a training. WeightsError : an unusable folder.
+    ConfigError : none is given, or one that must not take part in a training. WeightsError : an unusable folder or
+    file. MissingExtraError : an ONNX file, but no library for it.
     """
     if place is None:
         raise ConfigError(
-            "the identity loss needs a face embedder: pass --identity FOLDER with one exported by `refbfr train "
-            "embedder-guide`, from Python any module from (B, 3, 112, 112) to (B, D), or train without it: "
-            "--set identity_weight=0."
+            "the identity loss needs a face embedder: pass --identity FILE.onnx, the recognition network of an "
+            "InsightFace pack, or --identity FOLDER with one exported by `refbfr train embedder-guide`, from Python "
+            "any module from (B, 3, 112, 112) to (B, D), or train without it: --set identity_weight=0."
         )
     if not isinstance(place, str | Path):
         return place
     path = Path(place)
+    if path.suffix == ".onnx":
+        return load_onnx_recognition(path, alignment="crop")
     if path.is_file():
         raise ConfigError(
-            f"{path} is a file; the identity network is named by the folder it was exported to (with card.json). "
-            "Load other formats in Python and pass the module as identity=."
+            f"{path} is a file; the identity network is an ONNX file or the folder it was exported to (with card.json)."
+            " Load other formats in Python and pass the module as identity=."
         )
     kind = read_card(path)["name"]
     if kind == "judge":

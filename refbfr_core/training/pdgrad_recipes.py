@@ -62,9 +62,11 @@ class PerceptualRecipe(Recipe):
 class PixelDiffusionRecipe(Recipe):
     """Unconditional pixel diffusion with a learned variance (Nichol and Dhariwal, ICML 2021), PDGrad's toy prior.
 
-    `channels`, `layers`, `attention_levels`, `head_width`, `groups` and `patch_size` describe the `ADMUNet`.
-    `prediction` is "epsilon" (the published networks) or "v_prediction"; `min_snr` gamma weights the squared error by
-    min(1, gamma / snr), 0 leaves it plain. `vlb_weight` is lambda in L_simple + lambda L_vlb (their eq. 16), where
+    `channels`, `layers`, `attention_levels`, `head_width`, `groups`, `patch_size` and `bounded_code` describe the
+    `ADMUNet`. `prediction` is "epsilon" (the published networks), "v_prediction" or "sample" (the clean picture: what a
+    narrow network on large patches learns best, since noise does not fit through it). `min_snr` gamma weights the
+    squared error by min(1, gamma / snr), that of "sample" by min(snr, gamma); 0 leaves it plain. `start` is a folder of
+    exported networks to begin with, "" none. `vlb_weight` is lambda in L_simple + lambda L_vlb (their eq. 16), where
     L_vlb counts T times a step's term, so that it is the bound of the whole process. `flips` mirrors half of the faces.
     """
 
@@ -84,12 +86,14 @@ class PixelDiffusionRecipe(Recipe):
     prediction: str = "epsilon"
     min_snr: float = 0.0
     vlb_weight: float = 0.001
+    bounded_code: bool = True
     flips: bool = True
+    start: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.prediction not in ("epsilon", "v_prediction"):
-            raise unknown_name("prediction type", self.prediction, ("epsilon", "v_prediction"))
+        if self.prediction not in ("epsilon", "v_prediction", "sample"):
+            raise unknown_name("prediction type", self.prediction, ("epsilon", "v_prediction", "sample"))
         if self.vlb_weight < 0 or self.min_snr < 0:
             raise ConfigError(f"vlb_weight={self.vlb_weight} and min_snr={self.min_snr} must be 0 or more.")
 

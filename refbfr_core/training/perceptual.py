@@ -8,6 +8,9 @@ weights together answer comparisons whose answer is known by construction:
 1. the same damage in two doses: the smaller dose is nearer;
 2. a harmless change (two pixels of shift, a little turn, exposure) is nearer than damage;
 3. the same face is nearer than another person's, both changed harmlessly or ruined in exactly the same way.
+
+On drawn faces squared pixel differences answer the first and the third question just as well (`perceptual_report`); it
+is the second that has to be learned.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ variance only (its mean is held fixed).
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from refbfr_core.training.loop import Batch, Metrics, TrainingState
 from refbfr_core.training.pdgrad_recipes import PixelDiffusionRecipe
 from refbfr_core.training.randomness import generator, numbers, shuffled
 from refbfr_core.training.refldm import BANDS, min_snr_weights, spread_timesteps
+from refbfr_core.weights import load_network
+from refbfr_core.weights.store import read_card
 
 VAL_PICTURES = 48
 
@@ -38,6 +41,10 @@ class PixelDiffusionTask:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self.network = make_pixel_denoiser(recipe)
+        if recipe.start:
+            self.network.load_state_dict(load_network(recipe.network, device="cpu", root=recipe.start).state_dict())
+            files = read_card(Path(recipe.start) / recipe.network)["files"]
+            self.facts["start"] = next(each["sha256"] for each in files if each["name"].endswith(".safetensors"))[:12]
         self.module = self.network
 
     def batch(self, step: int, rank: int, world: int) -> Batch:
@@ -59,7 +66,7 @@ class PixelDiffusionTask:
         """L_simple + lambda L_vlb, and the squared error by timestep band."""
         recipe = self.recipe
         error, bound = denoising_terms(module, batch, self.schedule, recipe.prediction)
-        weights = min_snr_weights(self.schedule, batch["timesteps"], recipe.min_snr).to(error.device)
+        weights = error_weights(self.schedule, batch["timesteps"], recipe.prediction, recipe.min_snr).to(error.device)
         band = batch["timesteps"] * BANDS // len(self.schedule)
         metrics = {"vlb": bound.detach().mean()}
         for index in range(BANDS):
@@ -97,6 +104,7 @@ def make_pixel_denoiser(recipe: PixelDiffusionRecipe) -> ADMUNet:
             head_width=recipe.head_width,
             patch_size=recipe.patch_size,
             groups=recipe.groups,
+            bounded_code=recipe.bounded_code,
         )
     )
 
@@ -117,10 +125,19 @@ def denoising_terms(module: nn.Module, batch: Batch, schedule: Schedule, predict
     clean, noise, t = batch["clean"], batch["noise"], batch["timesteps"]
     noisy = add_noise(clean, noise, t, schedule)
     predicted, code = module(noisy, t).sample.float().chunk(2, dim=1)
-    target = noise if prediction == "epsilon" else predict_v(clean, noise, t, schedule)
+    targets = {"epsilon": noise, "sample": clean}
+    target = targets[prediction] if prediction in targets else predict_v(clean, noise, t, schedule)
     error = (predicted - target).square().mean((1, 2, 3))
     _, x0 = eps_and_x0(predicted.detach(), noisy, t, schedule, prediction)
     return error, variance_bound(code, x0, clean, t, schedule)
+
+
+def error_weights(schedule: Schedule, timesteps: Tensor, prediction: str, gamma: float) -> Tensor:
+    """Weights (B,) of squared errors that amount to min(snr, gamma) in units of x_0 (Hang et al., ICCV 2023): the error
+    of x_0 is that of epsilon over the snr. All 1 for gamma 0."""
+    if prediction == "sample" and gamma > 0:
+        return schedule.snr.float()[timesteps.cpu()].clamp(max=gamma)
+    return min_snr_weights(schedule, timesteps, gamma)
 
 
 def variance_bound(code: Tensor, x0: Tensor, clean: Tensor, t: Tensor, schedule: Schedule) -> Tensor:

@@ -235,7 +235,7 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
         "perceptual": PerceptualRecipe(people=2560, views=6),
         "pdgrad-unet": PixelDiffusionRecipe(
             steps=4000, people=2560, views=6, val_people=256, eval_every=1000, cooldown=0.3,
-            prediction="v_prediction", min_snr=5.0,
+            prediction="sample", min_snr=5.0,
         ),
         "coarse": CoarseRecipe(steps=500, people=2560, views=6, val_people=256, eval_every=1000),
     }

@@ -102,15 +102,6 @@ _FILES = (
         _S_LAB,
         "leave it: nothing here reads it, PGDiff runs here with a coarse restorer, as PDGrad describes it",
     ),
-    PaperFile(
-        "pgdiff-arcface",
-        "ms1mv3_arcface_r50_fp16.pth",
-        "ArcFace IResNet-50 trained on MS1MV3: PGDiff's identity guidance, and a reading of PDGrad's u_1 to u_4",
-        "https://github.com/pq-yang/PGDiff#reference-based-restoration",
-        _drive("11l24OkqWWEm3OLNdUFA7StulJZ_m4pEX"),
-        f"{_S_LAB}; the network is InsightFace's, non-commercial research only",
-        "convert its tensors with refbfr_core.weights.convert.convert_arcface_iresnet",
-    ),
     _pack("buffalo_l", "10GF detector, ResNet-50 trained on WebFace600K"),
     _pack("antelopev2", "10GF detector, ResNet-100 trained on Glint360K"),
 )

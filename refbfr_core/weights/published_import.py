@@ -20,6 +20,7 @@ from torch import Tensor
 from refbfr_core.errors import DiskFullError, OutputError, WeightsError
 from refbfr_core.files import output_error
 from refbfr_core.weights.published_adm import DIFFACE_UNET, looks_like_adm, read_adm
+from refbfr_core.weights.published_arcface import looks_like_arcface, read_arcface
 from refbfr_core.weights.published_files import file_digest, read_checkpoint, tensors_of
 from refbfr_core.weights.published_ldm import (
     REFLDM_LAYOUT,
@@ -37,6 +38,7 @@ _READERS: dict[str, tuple[Callable[[dict[str, Tensor]], bool], Callable[[dict[st
     "refldm-vq": (looks_like_vqgan, read_vqgan),
     "refldm-unet": (looks_like_refldm, read_refldm),
     "pdgrad-unet": (looks_like_adm, read_adm),
+    "arcface": (looks_like_arcface, read_arcface),
 }
 _PROFILE = "paper"
 # Room for the configuration, the cards and the file system's own needs.
@@ -79,7 +81,8 @@ def import_published(
 
     Parameters
     ----------
-    files : `refldm.ckpt`, `vqgan.ckpt`, `iddpm_ffhq512_ema500000.pth`, one or more of them, under any name.
+    files : `refldm.ckpt`, `vqgan.ckpt`, `iddpm_ffhq512_ema500000.pth`, `ms1mv3_arcface_r50_fp16.pth` (or another
+        IResNet of arcface_torch), one or more of them, under any name.
     accept : called once for each licence with the registry's entry, before anything is written; False stops.
     root : folder for the networks; default `published_root()`.
     replace : put the networks in the place of others that came from other files.

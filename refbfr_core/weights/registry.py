@@ -20,25 +20,28 @@ class PublishedFile:
     """Where the authors publish a file that the paper profile needs; nothing is fetched from there unasked.
 
     page: the owners' page about it. url: the file itself. licence: what its owners allow, in a few words. sha256: of
-    the file where it is known; otherwise it is recorded on the network's card when the file is first imported.
+    the file where it is known; otherwise it is recorded on the network's card when the file is first imported. name:
+    of the file, where the address does not end with it.
     """
 
     page: str
     url: str
     licence: str
     sha256: str | None = None
+    name: str = ""
 
     @property
     def filename(self) -> str:
         """The name its owners gave the file."""
-        return self.url.rsplit("/", 1)[-1]
+        return self.name or self.url.rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True)
 class NetworkEntry:
     """One named network.
 
-    `network_class` is called without arguments and returns the class; `recipe` is the name `refbfr train` knows;
+    `network_class` is called without arguments and returns the class; `recipe` is the name `refbfr train` knows, "" if
+    nothing here trains it;
     `shipped` says that trained toy weights come with the package; `published` maps a profile other than "toy" to the
     file its owners publish.
     """
@@ -87,6 +90,12 @@ def _adm_unet() -> type:
     return ADMUNet
 
 
+def _iresnet() -> type:
+    from refbfr_core.models import IResNet
+
+    return IResNet
+
+
 def _refldm_release(filename: str) -> MappingProxyType[str, PublishedFile]:
     """A file of ReF-LDM's release, for the paper profile."""
     page = "https://github.com/ChiWeiHsiao/ref-ldm/releases"
@@ -101,6 +110,17 @@ def _difface_release(filename: str) -> MappingProxyType[str, PublishedFile]:
     page = "https://github.com/zsyOAOA/DifFace/releases"
     published = PublishedFile(
         f"{page}/tag/V1.0", f"{page}/download/V1.0/{filename}", "S-Lab License 1.0, non-commercial use only"
+    )
+    return MappingProxyType({"paper": published})
+
+
+def _pgdiff_arcface() -> MappingProxyType[str, PublishedFile]:
+    """The embedder that PGDiff guides with, for the paper profile."""
+    published = PublishedFile(
+        "https://github.com/pq-yang/PGDiff#reference-based-restoration",
+        "https://drive.google.com/file/d/11l24OkqWWEm3OLNdUFA7StulJZ_m4pEX/view",
+        "S-Lab License 1.0; the network is InsightFace's, non-commercial research only",
+        name="ms1mv3_arcface_r50_fp16.pth",
     )
     return MappingProxyType({"paper": published})
 
@@ -147,10 +167,18 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 published=_difface_release("iddpm_ffhq512_ema500000.pth"),
             ),
             NetworkEntry(
+                "arcface",
+                "ArcFace IResNet for photographs: identity features of PDGrad and PGDiff; drawn faces have the guide",
+                _iresnet,
+                "",
+                published=_pgdiff_arcface(),
+            ),
+            NetworkEntry(
                 "perceptual",
                 "perceptual features and distance for losses and guidance, the toy twin of LPIPS's VGG16",
                 _perceptual_features,
                 "perceptual",
+                shipped=True,
             ),
             NetworkEntry(
                 "coarse",
