@@ -21,7 +21,6 @@ def test_the_public_files_are_listed_with_owner_licence_and_use():
     # As the owners' pages give them.
     assert paper_file("codeformer").url.endswith("sczhou/CodeFormer/releases/download/v0.1.0/codeformer.pth")
     assert "1XlpB873rHCn-T5UfUCXq_fAprhuBKR30" in paper_file("pgdiff-restorer").url
-    assert "11l24OkqWWEm3OLNdUFA7StulJZ_m4pEX" in paper_file("pgdiff-arcface").url
     assert all("non-commercial" in file.licence for name, file in PAPER_FILES.items() if name != "gfpgan")
     with pytest.raises(UnknownNameError, match="Did you mean 'codeformer'"):
         paper_file("codefomer")

@@ -27,6 +27,8 @@ TINY = {
     "refldm-identity": {"targets": 4, "batch": 4},
     "refldm-plain": {"widths": (32, 32), "head_width": 32},
     "perceptual": {"widths": (4, 4, 4, 4, 4), "batch": 4},
+    "pdgrad-unet": {"channels": (8, 16), "layers": (1, 1), "attention_levels": (1,), "head_width": 8, "groups": 4},
+    "coarse": {"channels": (8, 16), "layers": (1, 1), "attention_levels": (1,), "head_width": 8, "groups": 4},
 }
 
 

@@ -52,6 +52,32 @@ class Methods:
     difface: Any = None
 
 
+def arm_names(text: str) -> tuple[str, ...]:
+    """The arms that `text` names: a key of `SETS`, or names of arms with commas between them.
+
+    Raises:
+        UnknownNameError: an unknown arm. ConfigError: none at all.
+    """
+    if text in SETS:
+        return SETS[text]
+    known = SETS["all"]
+    # One arm has a comma in its own name.
+    rest, found = text, []
+    while rest := rest.lstrip(" ,"):
+        name = next((arm for arm in sorted(known, key=len, reverse=True) if _begins(rest, arm)), None)
+        if name is None:
+            raise unknown_name("arm", rest.split(",")[0].strip(), [*SETS, *known])
+        found.append(name)
+        rest = rest[len(name) :]
+    if not found:
+        raise ConfigError(f"{text!r} names no arm; say one of {', '.join(SETS)}, or names such as A1,PDGrad.")
+    return tuple(dict.fromkeys(found))
+
+
+def _begins(text: str, name: str) -> bool:
+    return text.startswith(name) and text[len(name) :].lstrip()[:1] in ("", ",")
+
+
 def pdgrad_arms(methods: Methods, names: Sequence[str] = SETS["all"], **options: Any) -> dict[str, Arm]:
     """The arms called `names`, and "coarse" before them.
 
@@ -59,12 +85,12 @@ def pdgrad_arms(methods: Methods, names: Sequence[str] = SETS["all"], **options:
         options: keywords of every PDGrad call, such as ``start=`` or ``gain=``.
 
     Raises:
-        UnknownNameError: an unknown arm.
+        UnknownNameError: an unknown arm. ConfigError: an arm whose pipeline is missing.
     """
     from refbfr_core.pipelines.pivot_losses import LossWeights
 
     def coarse(cases: Cases) -> Tensor:
-        return from_network(methods.pdgrad.coarse.restore(to_network(cases.lq)))
+        return from_network(methods.pdgrad.coarse.restore(to_network(cases.lq.to(methods.pdgrad.device))))
 
     def pdgrad(references: str, **changes: Any) -> Arm:
         terms = changes.pop("terms", None)
@@ -86,6 +112,9 @@ def pdgrad_arms(methods: Methods, names: Sequence[str] = SETS["all"], **options:
     for name in names:
         if name not in known:
             raise unknown_name("arm", name, known)
+    for name, pipe in (("PGDiff", methods.pgdiff), ("DifFace", methods.difface)):
+        if name in names and pipe is None:
+            raise ConfigError(f"the arm {name!r} needs its pipeline; pass Methods({name.lower()}=...) or leave it out.")
     return {COARSE: coarse, **{name: known[name] for name in names}}
 
 
@@ -156,7 +185,7 @@ def ablation_table(rows: pd.DataFrame | None = None) -> pd.DataFrame:
         own = rows[(rows.arm == arm) & (rows.status == OK)]
         line = {"arm": arm, "Deg, paper": paper_value(arm, "Deg")}
         for name, metric in (("Deg, toy", "deg"), ("IDS, toy", "ids"), ("PSNR, toy", "psnr")):
-            line[name] = mean_interval(own[metric].to_numpy())
+            line[name] = mean_interval(own[metric].to_numpy()) if len(own) > 1 else None
         for name, metric in (("IDS - PDGrad", "ids"), ("PSNR - PDGrad", "psnr")):
             line[name] = None if arm == FULL else contrast(rows, metric, arm, FULL).interval
         lines.append({**line, "people": len(own)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -172,3 +173,36 @@ def mechanism_costs(
         command = f"refbfr evaluate mechanism-costs --size {size} --counts {counts} --repeats {repeats} "
         command += f"--scores-up-to {scores} --clock {clock} --record"
         typer.echo(f"recorded: {record_costs(costs, command)}")
+
+
+@app.command("pdgrad")
+def pdgrad(
+    people: Annotated[int, typer.Option(help="How many unseen people.")] = 64,
+    preset: Annotated[str, typer.Option(help="Degradation preset.")] = "toy-refldm-severe",
+    count: Annotated[int, typer.Option("--references", help="References of each person.")] = 1,
+    seed: _Seed = 0,
+    arms: Annotated[
+        str, typer.Option(help="ablations (A1 to A6, full method), all (also relatives), or names such as A1,PDGrad.")
+    ] = "all",
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for rows; a stopped evaluation is continued there.")
+    ] = Path("runs/pdgrad-study"),
+    keep: Annotated[bool, typer.Option("--record", help="Keep the rows as the recording of the package.")] = False,
+    device: _Device = None,
+) -> None:
+    """PDGrad's ablations and relatives, same faces and noise in every arm. Continues a stopped run in its folder."""
+    from refbfr_core.benchmark import claim_table, run_pdgrad_study
+    from refbfr_core.benchmark.pdgrad import arm_names, record_study
+
+    study = run_pdgrad_study(people, preset, count, seed, out, arms=arm_names(arms), device=device)
+    typer.echo(study.table().to_string())
+    typer.echo("")
+    typer.echo(claim_table(study.rows).to_string(index=False, na_rep="-"))
+    for failure in study.failures.itertuples():
+        typer.echo(f"failed: person {failure.person}, {failure.arm}: {failure.reason}")
+    if keep:
+        command = f"refbfr evaluate pdgrad --people {people} --preset {preset} --references {count} --seed {seed} "
+        command += f"--arms {shlex.quote(arms)} --record"
+        typer.echo(f"recorded: {record_study(study, command)}")
+    if len(study.failures):
+        raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Networks: reference attention (CacheKV), the first stage, and the face embedder."""
+"""Networks: reference attention (CacheKV), the first stage, pixel denoisers, face embedders, perceptual features."""
 
 from refbfr_core.models.attention_maps import AttentionMaps, attention_lift, mass_near, record_attention
 from refbfr_core.models.embedder import FaceEmbedder, crop_and_resize, similarity

@@ -48,7 +48,8 @@ class ADMUNet(UNet2DModel):
             configuration; ADM has only these values.
 
     Raises:
-        ConfigError: lists of different lengths, a level that does not exist, or sides that cannot be halved so often.
+        ConfigError: lists of different lengths, a level that does not exist, sides that cannot be halved so often,
+            widths that do not divide into groups or heads, or a bounded code where the output has none.
     """
 
     @register_to_config
@@ -74,6 +75,12 @@ class ADMUNet(UNet2DModel):
             raise ConfigError("an ADM network has no centring, no class labels and a sinusoid of the timestep.")
         own = dict(self.config)
         _check(sample_size, channels, layers_per_level, attention_levels, patch_size, resample)
+        _check_widths(channels, attention_levels, head_width, groups, time_width)
+        if bounded_code and out_channels != 2 * in_channels:
+            raise ConfigError(
+                f"bounded_code with {out_channels} output channels for {in_channels} of the picture; a variance code "
+                f"needs {2 * in_channels}."
+            )
         levels, fold = len(channels), patch_size**2
         attention = [level in set(attention_levels) for level in range(levels)]
         # ADM's residual resampling is diffusers' "resnet" type; its plain levels are then blocks of another name.
@@ -217,3 +224,16 @@ def _check(
         raise ConfigError(
             f"pictures of {sample_size} px cannot be folded by {patch_size} and halved {len(channels) - 1} times."
         )
+
+
+def _check_widths(
+    channels: Sequence[int], attention_levels: Sequence[int], head_width: int, groups: int, time_width: int | None
+) -> None:
+    if groups < 1 or any(width % groups for width in channels):
+        raise ConfigError(f"channels {tuple(channels)} cannot be split into {groups} groups each.")
+    attending = {*attention_levels, len(channels) - 1}  # the middle is as wide as the coarsest level
+    if head_width < 1 or any(channels[level] % head_width for level in attending):
+        widths = tuple(channels[level] for level in sorted(attending))
+        raise ConfigError(f"attention over {widths} channels cannot be split into heads of {head_width}.")
+    if time_width is not None and (time_width < 2 or time_width % 2):
+        raise ConfigError(f"time_width is {time_width}; expected an even number, sines and cosines in pairs.")

@@ -117,6 +117,7 @@ def ends(interval: Interval | None, digits: int = 3) -> str:
     """An interval as "mean [low, high]", or a dash."""
     if interval is None:
         return "–"
-    values = (f"{value + 0.0:+.{digits}f}" for value in (interval.mean, interval.low, interval.high))
+    # Adding zero turns a minus zero into a plus zero.
+    values = (f"{round(value, digits) + 0.0:+.{digits}f}" for value in (interval.mean, interval.low, interval.high))
     mean, low, high = values
     return f"{mean} [{low}, {high}]"

@@ -164,6 +164,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 "unconditional pixel diffusion with learned variance, the face prior of PDGrad, PGDiff and DifFace",
                 _adm_unet,
                 "pdgrad-unet",
+                shipped=True,
                 published=_difface_release("iddpm_ffhq512_ema500000.pth"),
             ),
             NetworkEntry(
