@@ -79,7 +79,7 @@ def test_maps_show_where_and_not_how_much():
     gradient[0, 5, 5] = 0.25
     weak, strong = figures.gradient_maps({"weak": gradient, "strong": 1000 * gradient})
     assert weak.shape == (3, 8, 8) and torch.allclose(weak, strong, atol=1e-5)
-    assert float(weak[0, 2, 3]) == 1 and float(weak[0, 0, 0]) == 0 and 0 < float(weak[0, 5, 5]) <= 1
+    assert float(weak.max()) == 1 and 0 < float(weak[0, 5, 5]) <= 1 and float(weak[0, 0, 7]) == 0
     assert torch.equal(weak[0], weak[2])
     assert not figures.gradient_maps({"none": torch.zeros(3, 8, 8)})[0].any()
 

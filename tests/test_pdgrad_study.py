@@ -271,6 +271,10 @@ def test_the_opposite_contradicts_and_equal_arms_stay_open():
     assert set(claim_table(rows).verdict) == {"open"}
 
 
+def test_few_people_give_no_verdict():
+    assert set(claim_table(rows_of(people=9, **LIKE_PAPER)).verdict) == {"too few people"}
+
+
 def test_claims_about_missing_arms_are_not_measured():
     rows = rows_of(**{arm: LIKE_PAPER[arm] for arm in ("A1", "A2")})
     table = claim_table(rows)

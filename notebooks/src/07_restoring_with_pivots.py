@@ -39,7 +39,7 @@ from refbfr_core.benchmark.cases import make_cases
 from refbfr_core.benchmark.pdgrad import ABLATIONS, FULL, ablation_table, claim_table
 from refbfr_core.images import from_network, to_network
 from refbfr_core.notebook import pdgrad_figures as figures
-from refbfr_core.pipelines import LossWeights, PivotGuidance, PivotSettings, coarse_picture
+from refbfr_core.pipelines import PivotGuidance, PivotSettings, coarse_picture, named_coarse
 from refbfr_core.pipelines.pivot_losses import mean_target
 from refbfr_core.weights import load_network
 
@@ -74,7 +74,7 @@ def ids(pictures, truth=cases.truth):
 # %%
 schedule = diffusion.make_schedule("pdgrad")
 y = to_network(cases.lq).to(book.device)
-y_c = coarse_picture(pipe.coarse.restore if coarse is None else coarse, y)
+y_c = coarse_picture(pipe.coarse.restore if coarse is None else named_coarse(coarse), y)
 epsilon = diffusion.image_noise([torch.Generator().manual_seed(s) for s in cases.seeds], y.shape[1:]).to(book.device)
 starts = {tau: diffusion.add_noise(y_c, epsilon, tau - 1, schedule) for tau in (200, 350, 500, 700)}
 row = [y, y_c, *starts.values()]
@@ -127,7 +127,7 @@ book.save(figure, "07_four_gradients", kind="jpg", people=people, hero=hero,
           "reference pull.")
 
 # %% [markdown]
-# Bright is where a gradient pulls hardest; each map has its own scale. Gradients have a sign at every pixel, and what the
+# Bright is where a gradient pulls hardest, averaged over 5 × 5 pixels; each map has its own scale. Gradients have a sign at every pixel, and what the
 # method looks at is the angle between whole pictures of them. Four numbers for each level say how the two get along:
 
 # %%
@@ -173,9 +173,9 @@ book.save(figures.length_figure(statistics), "07_lengths", people=people,
 
 # %%
 kept = watched.trace.stack("x0")
-frames = [nb.image_grid([[cases.lq[i], from_network(x[i]), cases.truth[i]] for i in (hero, hero - 1)], column_labels=["ruined", "estimate", "truth"], cell=1.2) for x in kept]
-nb.frame_strip(frames, labels=[f"t = {t}" for t in watched.trace.kept_timesteps], alt="The estimate of the clean face at successive timesteps, between "
-               "the ruined picture and the truth, for two people.")
+frames = [torch.cat([torch.cat([cases.lq[i], from_network(x[i]), cases.truth[i]], dim=2) for i in (hero, hero - 1)], dim=1) for x in kept]
+nb.frame_strip(frames, [f"t = {t}" for t in watched.trace.kept_timesteps], width=384, still_frames=3, max_bytes=30_000,
+               alt="The estimate of the clean face at successive timesteps, between the ruined picture and the truth, for two people.")
 
 # %% [markdown]
 # ## 4 · The scale that the paper does not print
@@ -330,10 +330,10 @@ nb.table(
 )
 
 # %% [markdown]
-# The verdicts are this recording's, made by a rule that was fixed before it. Two things limit them. The prior and the
+# The verdicts are this recording's, by a rule that was written down before it was made. Two things limit them. The prior and the
 # restorer are small, so much of every difference to the truth is their softness and not the guidance. And the judge is one
-# embedder: it is not the guide, but it was trained on the same kind of faces. Note also that the paper's own table gives the
-# same numbers to A2 in one sentence and to the full method in the next (`shared` by the reference list of notebook 11).
+# embedder: it is not the guide, but it was trained on the same kind of faces. Note also that the paper's text first quotes the
+# full method's numbers for A2 and gives A2 other ones two sentences later; the table above takes the latter.
 #
 # ## 8 · Relatives on the same faces
 #
@@ -422,6 +422,8 @@ nb.check(set(claims.verdict) <= {"holds", "contradicted", "open"}, "every claim 
 # <details><summary>Solution</summary>
 #
 # ```python
+# from refbfr_core.pipelines import LossWeights
+#
 # for terms in (("arc",), ("vgg",), ("arc", "vgg")):
 #     x = restore(rows=slice(hero, hero + 1), weights=LossWeights(terms=terms)).images
 #     print(terms, float(ids(x, cases.truth[hero:hero + 1])), float(metrics.compute("psnr", x, cases.truth[hero:hero + 1])))

@@ -39,6 +39,9 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 """Arm -> what differs from the full method: A1 plain sum, A2 no cap, A3 and A4 one low-level distance only, A5 coarse
 picture only, A6 reference only."""
 
+LEAST_PEOPLE = 10
+"""Below this many people a bootstrap interval is too narrow to give a verdict."""
+
 EXTRAS = (UNGUIDED, LITERAL, WRONG, "PGDiff", "DifFace")
 SETS: Mapping[str, tuple[str, ...]] = {"ablations": tuple(ABLATIONS), "all": (*ABLATIONS, *EXTRAS)}
 
@@ -218,10 +221,13 @@ class Claim:
     sign: int
 
     def check(self, rows: pd.DataFrame) -> tuple[str, Interval | None]:
-        """"holds", "contradicted", "open" (the interval contains 0) or "not measured", and the interval."""
+        """"holds", "contradicted", "open" (the interval contains 0), "too few people" (below `LEAST_PEOPLE`) or "not
+        measured", and the interval."""
         interval = contrast(rows, self.metric, self.one, self.other).interval
         if interval is None:
             return "not measured", None
+        if interval.n < LEAST_PEOPLE:
+            return "too few people", interval
         low, high = (interval.low, interval.high) if self.sign > 0 else (-interval.high, -interval.low)
         return ("holds" if low > 0 else "contradicted" if high < 0 else "open"), interval
 

@@ -147,6 +147,16 @@ class OnnxTwin(RecogniserMixin, nn.Module):
                     raise unknown_name("value of this ONNX graph", tap, outputs)
         self.taps = tuple(taps) if taps is not None else choose_taps(self)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the constants; a diffusers pipeline asks every component for it when it is moved."""
+        return next(value.dtype for value in self.parameters() if value.is_floating_point())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the constants are."""
+        return next(self.parameters()).device
+
     def forward(self, crops: Tensor) -> Tensor:
         """(B, 3, 112, 112) RGB crops in [-1, 1] to raw embeddings (B, D), as ONNX Runtime gives them.
 

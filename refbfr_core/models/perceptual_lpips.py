@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+import torch
 from torch import Tensor, nn
 
 from refbfr_core.errors import ConfigError, unknown_name
@@ -91,6 +92,16 @@ class LPIPSFeatures(PerceptualDistance, nn.Module):
         return weighted_features(taps, weights, LPIPS_EPS if self.normalise else None)
 
     forward = guidance_features
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights; a diffusers pipeline asks every component for it when it is moved."""
+        return self.weight0.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.weight0.device
 
     def _choose(self, taps: tuple[str, ...], trunk: str, channels: list[int]) -> None:
         """Find the named layers of a VGG trunk."""

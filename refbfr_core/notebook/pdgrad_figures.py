@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from refbfr_core.notebook.grids import blank_figure
@@ -83,11 +84,13 @@ def length_figure(table: pd.DataFrame) -> Figure:
 def gradient_maps(gradients: Mapping[str, Tensor]) -> list[Tensor]:
     """How strongly each gradient pulls at each place: name -> (3, H, W) to grey pictures (3, H, W) in [0, 1].
 
-    Black is no pull, white the strongest one of the *same* gradient: the maps show where, not how much.
+    Black is no pull, white the strongest one of the *same* gradient: the maps show where, not how much. Lengths are
+    averaged over 5 x 5 pixels; single ones follow the strides of the network behind the gradient.
     """
     maps = []
     for gradient in gradients.values():
         size = torch.linalg.vector_norm(gradient.detach().cpu(), dim=0)
+        size = F.avg_pool2d(size[None], 5, stride=1, padding=2)[0]
         peak = torch.quantile(size, 0.995).clamp(min=1e-30)
         maps.append((size / peak).clamp(0, 1).expand(3, -1, -1))
     return maps
