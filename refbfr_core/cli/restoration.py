@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -171,16 +172,28 @@ def restore_one(
     steps: int | None,
     guidance: float | None,
     seed: int,
+    coarse: str | None = None,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Restore one picture alone, so that it comes out the same whatever else is restored in the same run.
 
-    Returns the restoration, (1, 3, R, R) in [0, 1] on the CPU, and the pipeline's settings as plain values.
+    Returns the restoration, (1, 3, R, R) in [0, 1] on the CPU, and the pipeline's settings as plain values. An option
+    that the method does not have is a ConfigError.
     """
     import torch
 
     stacked = torch.cat([reference.image for reference in references])[None].to(pipe.device) if references else None
-    optional = {"num_inference_steps": steps, "guidance_scale": guidance}
-    given = {name: value for name, value in optional.items() if value is not None}
+    known = inspect.signature(type(pipe).__call__).parameters
+    # ReF-LDM's scale extrapolates between two predictions, PDGrad's and PGDiff's multiplies a gradient.
+    strength = "guidance_scale" if "guidance_scale" in known else "scale"
+    given = {}
+    for option, name, value in (
+        ("steps", "num_inference_steps", steps), ("guidance", strength, guidance), ("coarse", "coarse", coarse)
+    ):  # fmt: skip
+        if value is None:
+            continue
+        if name not in known:
+            raise ConfigError(f"{type(pipe).__name__} has no --{option}; leave it out.")
+        given[name] = value
     result = pipe(picture.image.to(pipe.device), stacked, seed=seed, **given)
     settings = result.settings
     return result.images.cpu(), dataclasses.asdict(settings) if dataclasses.is_dataclass(settings) else dict(settings)

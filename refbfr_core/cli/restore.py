@@ -32,10 +32,17 @@ def restore(
         list[Path] | None,
         typer.Option("--ref", "-r", help="Another photo of the person, or a folder of them; may be repeated."),
     ] = None,
-    method: Annotated[str, typer.Option(help="Restoration method.")] = "refldm",
+    method: Annotated[str, typer.Option(help="Restoration method: refldm, pdgrad, pgdiff or difface.")] = "refldm",
     profile: Annotated[str, typer.Option(help="toy (drawn faces, no download) or paper.")] = "toy",
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the method's default if not given.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 switches guidance off.")] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Guidance scale; what switches guidance off is 1 for refldm and 0 for pdgrad and pgdiff."),
+    ] = None,
+    coarse: Annotated[
+        str | None,
+        typer.Option(help="Coarse restorer of pdgrad, pgdiff and difface: network, none, refldm, or its file."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise; the same for every picture.")] = 0,
     align: Annotated[
         bool | None,
@@ -98,7 +105,9 @@ def restore(
     scorer = _scorer(aligner, profile, device) if references or truth else None
     for picture, path in zip(pictures, outputs, strict=True):
         start = time.perf_counter()
-        restored, settings = restore_one(pipe, picture, references, steps=steps, guidance=guidance, seed=seed)
+        restored, settings = restore_one(
+            pipe, picture, references, steps=steps, guidance=guidance, seed=seed, coarse=coarse
+        )
         scores = scorer.compare(picture, restored, references, truth) if scorer else None
         record: dict[str, Any] = {
             "made_by": f"refbfr_core {__version__}: refbfr restore",
