@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from refbfr_core.benchmark.cases import Cases, make_cases
+from refbfr_core.benchmark.recording import record
 from refbfr_core.benchmark.report import mean_table
 from refbfr_core.benchmark.rows import FAILED, OK, RowStore, fingerprint
 from refbfr_core.benchmark.scoring import Scorer
 from refbfr_core.errors import ConfigError, RefbfrError
+from refbfr_core.metrics import unavailable
 
 Arm = Callable[[Cases], Tensor]
 """Restores a batch of cases: (B, 3, H, W) in [0, 1], from each case's own seed."""
@@ -146,3 +148,22 @@ def _rows(cases: Cases, arm: str, scores: Sequence[Mapping[str, float]], seconds
         {"person": person, "arm": arm, "status": OK, "reason": "", **each, "seconds": seconds}
         for person, each in zip(cases.people, scores, strict=True)
     ]
+
+
+def default_metrics() -> tuple[str, ...]:
+    """Identity, fidelity, and the quality score where this machine can compute it."""
+    return ("ids", "deg", "psnr", "ssim", *(name for name in ("niqe-toy",) if not unavailable(name)))
+
+
+def record_arms(name: str, study: ArmStudy, command: str, folder: str | Path | None = None) -> Path:
+    """Keep a study's rows as the recording `name`; returns the path of the rows.
+
+    Raises:
+        ConfigError: some rows failed; a recording with holes would be read as whole.
+    """
+    if len(study.failures):
+        raise ConfigError(f"{len(study.failures)} rows failed; first: {study.failures.reason.iloc[0]}. Run it again.")
+    s = study.settings
+    rows = study.rows[["person", "arm", "status", *s.metrics, "seconds"]]
+    settings = {"method": s.method, "preset": s.preset, "people": s.people, "references": s.references, "seed": s.seed}
+    return record(name, rows, {"command": command, "settings": settings | {"weights": study.weights}}, folder)

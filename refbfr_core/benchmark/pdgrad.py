@@ -14,15 +14,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from refbfr_core.benchmark.arms import Arm, ArmSettings, ArmStudy, run_arms
+from refbfr_core.benchmark.arms import Arm, ArmSettings, ArmStudy, default_metrics, record_arms, run_arms
 from refbfr_core.benchmark.cases import Cases
 from refbfr_core.benchmark.papers import published_value
-from refbfr_core.benchmark.recording import record, recorded
+from refbfr_core.benchmark.recording import recorded
 from refbfr_core.benchmark.report import contrast
 from refbfr_core.benchmark.rows import OK
 from refbfr_core.errors import ConfigError, unknown_name
 from refbfr_core.images import from_network, to_network
-from refbfr_core.metrics import Interval, mean_interval, unavailable
+from refbfr_core.metrics import Interval, mean_interval
 
 RECORDING = "pdgrad-ablations"
 COARSE, FULL, WRONG, UNGUIDED, LITERAL = "coarse", "PDGrad", "PDGrad, wrong person", "DifFace start", "gain 1 (literal)"
@@ -149,7 +149,7 @@ def run_pdgrad_study(
         if each is not None:
             each.set_progress_bar_config(disable=True)
     if metrics is None:
-        metrics = ("ids", "deg", "psnr", "ssim", *(name for name in ("niqe-toy",) if not unavailable(name)))
+        metrics = default_metrics()
     pipe = methods.pdgrad
     chosen = {**{key: pipe.config[key] for key in ("num_inference_steps", "start", "scale", "gain")}, **options}
     words = ", ".join(f"{key} {value}" for key, value in sorted(chosen.items()))
@@ -258,9 +258,4 @@ def claim_table(rows: pd.DataFrame | None = None) -> pd.DataFrame:
 
 def record_study(study: ArmStudy, command: str, folder: str | Path | None = None) -> Path:
     """Keep the rows as the recording `RECORDING`; raises ConfigError if some rows failed."""
-    if len(study.failures):
-        raise ConfigError(f"{len(study.failures)} rows failed; first: {study.failures.reason.iloc[0]}. Run it again.")
-    rows = study.rows[["person", "arm", "status", *study.settings.metrics, "seconds"]]
-    settings = {"method": study.settings.method, "preset": study.settings.preset, "people": study.settings.people}
-    settings |= {"references": study.settings.references, "seed": study.settings.seed, "weights": study.weights}
-    return record(RECORDING, rows, {"command": command, "settings": settings}, folder)
+    return record_arms(RECORDING, study, command, folder)

@@ -15,13 +15,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from refbfr_core.benchmark.arms import INPUT, ArmSettings, ArmStudy, run_arms
+from refbfr_core.benchmark.arms import INPUT, ArmSettings, ArmStudy, default_metrics, record_arms, run_arms
 from refbfr_core.benchmark.cases import Cases
-from refbfr_core.benchmark.recording import record, recorded
+from refbfr_core.benchmark.recording import recorded
 from refbfr_core.benchmark.report import contrast
 from refbfr_core.benchmark.rows import OK
 from refbfr_core.errors import ConfigError
-from refbfr_core.metrics import mean_interval, unavailable
+from refbfr_core.metrics import mean_interval
 
 RECORDING = "pdgrad-steps"
 STEPS = (25, 50, 100, 250)
@@ -67,7 +67,7 @@ def run_steps_study(
         return restore
 
     if metrics is None:
-        metrics = ("ids", "deg", "psnr", "ssim", *(name for name in ("niqe-toy",) if not unavailable(name)))
+        metrics = default_metrics()
     config = {key: pipeline.config[key] for key in ("start", "scale", "gain", "timestep_spacing")}
     words = ", ".join(f"{key} {value}" for key, value in sorted(config.items()))
     return run_arms(
@@ -116,15 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     study = run_steps_study(chosen.people, chosen.steps, seed=chosen.seed, out=chosen.out, device=chosen.device)
     sys.stdout.write(f"{study.table().to_string()}\n\n{steps_table(study.rows).to_string(index=False)}\n")
-    if len(study.failures):
-        raise ConfigError(f"{len(study.failures)} rows failed; first: {study.failures.reason.iloc[0]}. Run it again.")
     counts = " ".join(map(str, chosen.steps))
     command = f"python -m refbfr_core.benchmark.pdgrad_steps --people {chosen.people} --steps {counts}"
-    settings = {"method": study.settings.method, "preset": study.settings.preset, "weights": study.weights}
-    rows = study.rows[["person", "arm", "status", *study.settings.metrics, "seconds"]]
-    path = record(
-        RECORDING, rows, {"command": f"{command} --seed {chosen.seed}", "settings": settings}, chosen.folder
-    )
+    path = record_arms(RECORDING, study, f"{command} --seed {chosen.seed}", chosen.folder)
     sys.stdout.write(f"\nrecorded: {path}\n")
 
 

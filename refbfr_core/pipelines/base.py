@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from refbfr_core.diffusion import NonFiniteError, Trace, image_generators, image_seeds
+from refbfr_core.diffusion import NonFiniteError, StepState, Trace, image_generators, image_seeds
 from refbfr_core.errors import ConfigError, ImageContractError
 from refbfr_core.images import check_images, check_references
 
@@ -134,6 +135,17 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
     finally:
         for network, mode in zip(networks, modes, strict=True):
             network.train(mode)
+
+
+def with_progress(bar: Any, callback: Callable[[StepState], object] | None) -> Callable[[StepState], None]:
+    """A callback for the samplers that moves a progress bar and then calls the caller's, if there is one."""
+
+    def step_done(state: StepState) -> None:
+        bar.update()
+        if callback is not None:
+            callback(state)
+
+    return step_done
 
 
 def _span(values: Sequence[int]) -> str:

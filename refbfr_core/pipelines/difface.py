@@ -8,29 +8,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import DDPMScheduler
 from torch import Tensor
 
-from refbfr_core.diffusion import StepState, Trace, sample, split_learned
+from refbfr_core.diffusion import StepState, Trace, sample, schedule_from_scheduler, split_learned
 from refbfr_core.models.adm_unet import ADMUNet
-from refbfr_core.pipelines.base import RestorationOutput, check_inputs, evaluating
-from refbfr_core.pipelines.coarse import NetworkRestorer
+from refbfr_core.pipelines.base import RestorationOutput, check_inputs, evaluating, with_progress
 from refbfr_core.pipelines.prior import (
     Coarse,
-    PriorSettings,
+    PriorPipeline,
     check_prior,
-    coarse_of,
     diffused,
-    finished,
     prior_predict,
-    prior_schedule,
     prior_timesteps,
+    recorder_of,
     rows_of,
-    with_progress,
 )
 
 
-class DifFacePipeline(DiffusionPipeline):
+class DifFacePipeline(PriorPipeline):
     """Restores faces by an unguided diffusion that starts part-way, from a diffused coarse picture.
 
     Args:
@@ -43,7 +39,6 @@ class DifFacePipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "coarse->unet"
-    _optional_components = ["coarse"]
 
     def __init__(
         self,
@@ -61,11 +56,6 @@ class DifFacePipeline(DiffusionPipeline):
         self.register_to_config(
             num_inference_steps=num_inference_steps, start=start, eta=eta, timestep_spacing=timestep_spacing
         )
-
-    @property
-    def resolution(self) -> int:
-        """Side in pixels of the pictures this prior makes."""
-        return self.unet.config.sample_size
 
     @torch.no_grad()
     def __call__(
@@ -94,43 +84,41 @@ class DifFacePipeline(DiffusionPipeline):
 
         Raises: as `PDGradPipeline`.
         """
-        schedule, config = prior_schedule(self.scheduler), self.config
-        steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        spacing = config.timestep_spacing if timestep_spacing is None else timestep_spacing
-        start = config.start if start is None else start
-        eta = config.eta if eta is None else eta
-        timesteps = prior_timesteps(schedule, spacing, steps, start)
+        schedule = schedule_from_scheduler(self.scheduler)
+        chosen = self._chosen(
+            num_inference_steps=num_inference_steps, timestep_spacing=timestep_spacing, start=start, eta=eta
+        )
+        timesteps = prior_timesteps(schedule, chosen.timestep_spacing, chosen.num_inference_steps, chosen.start)
         inputs = check_inputs(lq, references, reference_mask, seed, generator, self.resolution)
         rows = rows_of(rows_per_call, self.unet.device)
-        recorder = trace if isinstance(trace, Trace) else Trace() if trace else None
+        recorder = recorder_of(trace)
         both = prior_predict(self.unet, rows)
         with evaluating(self.unet), self.progress_bar(total=len(timesteps)) as bar:
-            own = None if self.coarse is None else NetworkRestorer(self.coarse)
-            y_c, title = coarse_of(coarse, own, lq.to(self.unet.device), rows)
+            y_c, title = self._coarse_picture(coarse, lq, rows)
             last = sample(
                 lambda x_t, t: split_learned(both(x_t, t))[0],
                 diffused(y_c, timesteps[0], schedule, inputs),
                 timesteps,
                 schedule,
-                eta=eta,
+                eta=chosen.eta,
                 generators=inputs.generators,
                 prediction=self.scheduler.config.prediction_type,
                 clip_x0=1.0,
                 callback=with_progress(bar, callback),
                 trace=recorder,
             )
-        made = PriorSettings(
+        return self._finish(
+            last,
+            lq,
+            recorder,
+            inputs,
             method="DifFace",
-            resolution=self.resolution,
-            num_inference_steps=steps,
-            timestep_spacing=spacing,
+            num_inference_steps=chosen.num_inference_steps,
+            timestep_spacing=chosen.timestep_spacing,
             timesteps=tuple(timesteps),
             guidance_scale=0.0,
-            eta=eta,
-            seeds=inputs.seeds,
+            eta=chosen.eta,
             references=(0,) * len(lq),
-            precision=str(self.unet.dtype).removeprefix("torch."),
-            start=start,
+            start=chosen.start,
             coarse=title,
         )
-        return RestorationOutput(finished(last, lq), recorder, made)

@@ -7,38 +7,32 @@ disagree, the one that knows better is the pivot: y_c for what is low-level, the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import DDPMScheduler
 from torch import Tensor
 
-from refbfr_core.diffusion import StepState, Trace, sample_learned
+from refbfr_core.diffusion import StepState, Trace, sample_learned, schedule_from_scheduler
 from refbfr_core.models.adm_unet import ADMUNet
-from refbfr_core.pipelines.base import RestorationOutput, check_inputs, evaluating
-from refbfr_core.pipelines.coarse import NetworkRestorer
+from refbfr_core.pipelines.base import RestorationOutput, check_inputs, evaluating, with_progress
 from refbfr_core.pipelines.pivot_guidance import PivotGuidance, PivotSettings
 from refbfr_core.pipelines.pivot_losses import LossWeights, mean_target
 from refbfr_core.pipelines.prior import (
     Coarse,
-    PriorSettings,
+    PriorPipeline,
     check_prior,
-    coarse_of,
     diffused,
-    finished,
     prior_predict,
-    prior_schedule,
     prior_timesteps,
+    recorder_of,
     reference_pictures,
     rows_of,
-    with_progress,
 )
 
 
-class PDGradPipeline(DiffusionPipeline):
+class PDGradPipeline(PriorPipeline):
     """Restores faces with PDGrad, with references or without.
 
     Args:
@@ -55,7 +49,6 @@ class PDGradPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "coarse->embedder->perceptual->unet"
-    _optional_components = ["coarse"]
 
     def __init__(
         self,
@@ -83,11 +76,6 @@ class PDGradPipeline(DiffusionPipeline):
         for network in (unet, embedder, perceptual):
             # Their weights never get a gradient; only the estimate of x_0 does.
             network.requires_grad_(False)
-
-    @property
-    def resolution(self) -> int:
-        """Side in pixels of the pictures this prior makes."""
-        return self.unet.config.sample_size
 
     @torch.no_grad()
     def __call__(
@@ -135,24 +123,28 @@ class PDGradPipeline(DiffusionPipeline):
             ImageContractError: pictures that break the contract or have the wrong size. ConfigError,
             UnknownNameError: impossible settings. NonFiniteError: a network or a gradient is NaN or infinite.
         """
-        schedule, config = prior_schedule(self.scheduler), self.config
-        steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        spacing = config.timestep_spacing if timestep_spacing is None else timestep_spacing
-        start = config.start if start is None else start
-        timesteps = prior_timesteps(schedule, spacing, steps, start)
+        schedule = schedule_from_scheduler(self.scheduler)
+        chosen = self._chosen(
+            num_inference_steps=num_inference_steps, timestep_spacing=timestep_spacing, start=start, scale=scale
+        )
+        timesteps = prior_timesteps(schedule, chosen.timestep_spacing, chosen.num_inference_steps, chosen.start)
         inputs = check_inputs(lq, references, reference_mask, seed, generator, self.resolution)
-        settings = self._guidance_settings(
-            scale=scale, gain=gain, mode=mode, cap=cap, scaling=scaling, weights=weights or LossWeights()
+        gain = self.config.gain if gain is None else gain
+        settings = PivotSettings(
+            scale=chosen.scale,
+            gain=float(self.resolution**2) if gain is None else gain,
+            mode=mode,
+            cap=cap,
+            scaling=scaling,
+            weights=weights or LossWeights(),
         )
         rows = rows_of(rows_per_call, self.unet.device)
-        recorder = trace if isinstance(trace, Trace) else Trace() if trace else None
-        device = self.unet.device
+        recorder = recorder_of(trace)
         with (
             evaluating(self.unet, self.embedder, self.perceptual),
             self.progress_bar(total=len(timesteps)) as bar,
         ):
-            own = None if self.coarse is None else NetworkRestorer(self.coarse)
-            y_c, title = coarse_of(coarse, own, lq.to(device), rows)
+            y_c, title = self._coarse_picture(coarse, lq, rows)
             sample = sample_learned(
                 prior_predict(self.unet, rows),
                 diffused(y_c, timesteps[0], schedule, inputs),
@@ -164,36 +156,26 @@ class PDGradPipeline(DiffusionPipeline):
                 callback=with_progress(bar, callback),
                 trace=recorder,
             )
-        made = PriorSettings(
+        return self._finish(
+            sample,
+            lq,
+            recorder,
+            inputs,
             method="PDGrad",
-            resolution=self.resolution,
-            num_inference_steps=steps,
-            timestep_spacing=spacing,
+            num_inference_steps=chosen.num_inference_steps,
+            timestep_spacing=chosen.timestep_spacing,
             timesteps=tuple(timesteps),
             guidance_scale=settings.scale,
             eta=1.0,
-            seeds=inputs.seeds,
             references=inputs.reference_counts,
-            precision=str(self.unet.dtype).removeprefix("torch."),
-            start=start,
+            start=chosen.start,
             coarse=title,
             guidance=f"mode {settings.mode}, gain {settings.gain:g}, cap {settings.cap:g}, {settings.scaling}",
-        )
-        return RestorationOutput(finished(sample, lq), recorder, made)
-
-    def _guidance_settings(self, *, scale: float | None, gain: float | None, **rest: Any) -> PivotSettings:
-        chosen = PivotSettings(**rest)
-        pixels = float(self.resolution**2)
-        gain = self.config.gain if gain is None else gain
-        return replace(
-            chosen,
-            scale=self.config.scale if scale is None else scale,
-            gain=pixels if gain is None else gain,
         )
 
     def _guidance(self, y_c: Tensor, inputs: Any, settings: PivotSettings, rows: int) -> PivotGuidance | None:
         """The hook with the features of y_c and of the references, computed once for the whole run."""
-        if settings.scale == 0 or math.isclose(settings.gain, 0) and settings.scaling == "variance":
+        if settings.scale == 0 or (settings.gain == 0 and settings.scaling == "variance"):
             return None
         perceptual = self.perceptual if "vgg" in settings.weights.terms else None
         everyone = torch.ones(len(y_c), dtype=torch.bool, device=y_c.device)

@@ -5,30 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import DDPMScheduler
 from torch import Tensor
 
-from refbfr_core.diffusion import Repeats, StepState, Trace, image_noise, make_timesteps, sample_learned
+from refbfr_core.diffusion import (
+    Repeats,
+    StepState,
+    Trace,
+    image_noise,
+    make_timesteps,
+    sample_learned,
+    schedule_from_scheduler,
+)
 from refbfr_core.images import to_network
 from refbfr_core.models.adm_unet import ADMUNet
-from refbfr_core.pipelines.base import RestorationOutput, check_inputs, evaluating
-from refbfr_core.pipelines.coarse import NetworkRestorer
+from refbfr_core.pipelines.base import RestorationOutput, check_inputs, evaluating, with_progress
 from refbfr_core.pipelines.pgdiff_guidance import PGDiffGuidance, PGDiffSettings, StepRestorer, mean_embedding
 from refbfr_core.pipelines.prior import (
     Coarse,
-    PriorSettings,
+    PriorPipeline,
     check_prior,
-    coarse_of,
-    finished,
     prior_predict,
-    prior_schedule,
+    recorder_of,
     reference_pictures,
     rows_of,
-    with_progress,
 )
 
 
-class PGDiffPipeline(DiffusionPipeline):
+class PGDiffPipeline(PriorPipeline):
     """Restores faces by guiding an unconditional diffusion from pure noise.
 
     Args:
@@ -42,7 +46,6 @@ class PGDiffPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "coarse->embedder->unet"
-    _optional_components = ["coarse"]
 
     def __init__(
         self,
@@ -68,11 +71,6 @@ class PGDiffPipeline(DiffusionPipeline):
         )
         for network in (unet, embedder):
             network.requires_grad_(False)
-
-    @property
-    def resolution(self) -> int:
-        """Side in pixels of the pictures this prior makes."""
-        return self.unet.config.sample_size
 
     @torch.no_grad()
     def __call__(
@@ -109,27 +107,31 @@ class PGDiffPipeline(DiffusionPipeline):
 
         Raises: as `PDGradPipeline`.
         """
-        schedule, config = prior_schedule(self.scheduler), self.config
-        steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        spacing = config.timestep_spacing if timestep_spacing is None else timestep_spacing
-        timesteps = make_timesteps(spacing, len(schedule), steps)
+        schedule = schedule_from_scheduler(self.scheduler)
+        chosen = self._chosen(
+            num_inference_steps=num_inference_steps,
+            timestep_spacing=timestep_spacing,
+            scale=scale,
+            smooth_weight=smooth_weight,
+            reference_weight=reference_weight,
+        )
+        timesteps = make_timesteps(chosen.timestep_spacing, len(schedule), chosen.num_inference_steps)
         inputs = check_inputs(lq, references, reference_mask, seed, generator, self.resolution)
         settings = PGDiffSettings(
-            scale=config.scale if scale is None else scale,
-            smooth_weight=config.smooth_weight if smooth_weight is None else smooth_weight,
-            reference_weight=config.reference_weight if reference_weight is None else reference_weight,
+            scale=chosen.scale,
+            smooth_weight=chosen.smooth_weight,
+            reference_weight=chosen.reference_weight,
             scaling=scaling,
             scope=scope,
         )
         rows = rows_of(rows_per_call, self.unet.device)
-        recorder = trace if isinstance(trace, Trace) else Trace() if trace else None
+        recorder = recorder_of(trace)
         device = self.unet.device
         passes = sum((repeats or Repeats()).passes(len(timesteps)))
         with evaluating(self.unet, self.embedder), self.progress_bar(total=passes) as bar:
-            own = None if self.coarse is None else NetworkRestorer(self.coarse)
             degraded = to_network(lq.to(device))
             if step_restorer is None:
-                picture, title = coarse_of(coarse, own, lq.to(device), rows)
+                picture, title = self._coarse_picture(coarse, lq, rows)
             else:
                 picture, title = step_restorer, "a restorer of every step"
             reference = None
@@ -147,19 +149,19 @@ class PGDiffPipeline(DiffusionPipeline):
                 callback=with_progress(bar, callback),
                 trace=recorder,
             )
-        made = PriorSettings(
+        return self._finish(
+            sample,
+            lq,
+            recorder,
+            inputs,
             method="PGDiff",
-            resolution=self.resolution,
-            num_inference_steps=steps,
-            timestep_spacing=spacing,
+            num_inference_steps=chosen.num_inference_steps,
+            timestep_spacing=chosen.timestep_spacing,
             timesteps=tuple(timesteps),
             guidance_scale=settings.scale,
             eta=1.0,
-            seeds=inputs.seeds,
             references=inputs.reference_counts,
-            precision=str(self.unet.dtype).removeprefix("torch."),
             start=len(schedule),
             coarse=title,
             guidance=f"weights {settings.smooth_weight:g} and {settings.reference_weight:g}, {settings.scaling}",
         )
-        return RestorationOutput(finished(sample, lq), recorder, made)

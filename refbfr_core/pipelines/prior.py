@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor
 
 from refbfr_core.diffusion import (
-    NonFiniteError,
     Predict,
     Schedule,
-    StepState,
+    Trace,
     add_noise,
     image_noise,
     make_timesteps,
-    schedule_from_scheduler,
     start_from,
 )
 from refbfr_core.errors import ConfigError
 from refbfr_core.images import check_images, from_network, to_network
 from refbfr_core.models.adm_unet import ADMUNet
-from refbfr_core.pipelines.base import RestorationInputs, RestorationSettings
-from refbfr_core.pipelines.coarse import coarse_picture, coarse_title, named_coarse
+from refbfr_core.pipelines.base import RestorationInputs, RestorationOutput, RestorationSettings
+from refbfr_core.pipelines.coarse import NetworkRestorer, coarse_picture, coarse_title, named_coarse
 
 Coarse = Callable[[Tensor], Tensor] | Tensor | str | None
 """What a call may say about y_c: a restorer, the pictures in [0, 1], a name, or None for the pipeline's own."""
@@ -148,24 +148,40 @@ def reference_pictures(inputs: RestorationInputs, device: torch.device) -> Itera
         yield to_network(pictures).to(device), present.to(device)
 
 
-def finished(sample: Tensor, lq: Tensor) -> Tensor:
-    """The last sample as pictures in [0, 1] on the device of the input; raises NonFiniteError for NaN or infinity."""
-    if not bool(torch.isfinite(sample).all()):
-        raise NonFiniteError("the last sample holds NaN or infinity; lower the guidance, or run in float32.")
-    return from_network(sample).to(lq.device)
+class PriorPipeline(DiffusionPipeline):
+    """What the pipelines on this prior have in common; each registers `unet`, `scheduler` and an optional `coarse`."""
+
+    _optional_components = ["coarse"]
+
+    @property
+    def resolution(self) -> int:
+        """Side in pixels of the pictures this prior makes."""
+        return self.unet.config.sample_size
+
+    def _chosen(self, **given: Any) -> SimpleNamespace:
+        """Every option with the value of the call, or the pipeline's own where that is None."""
+        return SimpleNamespace(**{key: self.config[key] if value is None else value for key, value in given.items()})
+
+    def _coarse_picture(self, coarse: Coarse, lq: Tensor, rows: int) -> tuple[Tensor, str]:
+        """`coarse_of` with the pipeline's own restorer, on its device."""
+        own = None if self.coarse is None else NetworkRestorer(self.coarse)
+        return coarse_of(coarse, own, lq.to(self.unet.device), rows)
+
+    def _finish(
+        self, sample: Tensor, lq: Tensor, trace: Trace | None, inputs: RestorationInputs, **settings: Any
+    ) -> RestorationOutput:
+        """The last sample, which the sampler has found finite, as pictures where the input was; with its settings."""
+        made = PriorSettings(
+            resolution=self.resolution,
+            seeds=inputs.seeds,
+            precision=str(self.unet.dtype).removeprefix("torch."),
+            **settings,
+        )
+        return RestorationOutput(from_network(sample).to(lq.device), trace, made)
 
 
-def prior_schedule(scheduler: DDPMScheduler) -> Schedule:
-    """The diffusion process of a pipeline's scheduler, in float64."""
-    return schedule_from_scheduler(scheduler)
-
-
-def with_progress(bar, callback: Callable[[StepState], object] | None) -> Callable[[StepState], None]:
-    """A callback that moves the bar and then calls the caller's."""
-
-    def step_done(state: StepState) -> None:
-        bar.update()
-        if callback is not None:
-            callback(state)
-
-    return step_done
+def recorder_of(trace: bool | Trace) -> Trace | None:
+    """The caller's `Trace`, a new one for True, None for False."""
+    if isinstance(trace, Trace):
+        return trace
+    return Trace() if trace else None

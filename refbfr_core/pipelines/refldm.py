@@ -36,6 +36,7 @@ from refbfr_core.pipelines.base import (
     check_decoded,
     check_inputs,
     evaluating,
+    with_progress,
 )
 from refbfr_core.pipelines.references import ENCODINGS, encode_references
 from refbfr_core.pipelines.rows import as_slice, in_groups, row_groups
@@ -193,11 +194,6 @@ class RefLDMPipeline(DiffusionPipeline):
             lq_latent = lq_latent.to(self.vq.dtype)
             predict = self._denoiser(inputs, lq_latent, scale, guidance_as_batch is not False, rows)
 
-            def step_done(state: StepState) -> None:
-                bar.update()
-                if callback is not None:
-                    callback(state)
-
             noise = image_noise(inputs.generators, lq_latent.shape[1:], device=lq_latent.device)
             latent = sample(
                 predict,
@@ -207,7 +203,7 @@ class RefLDMPipeline(DiffusionPipeline):
                 eta=eta,
                 generators=inputs.generators,
                 prediction=self.scheduler.config.prediction_type,
-                callback=step_done,
+                callback=with_progress(bar, callback),
                 trace=recorder,
             )
             latent = latent.to(lq_latent.dtype)
