@@ -13,7 +13,7 @@ from refbfr_core.faces.dataset import FaceCache
 from refbfr_core.images import from_network, to_network
 from refbfr_core.models.adm_unet import zero_output
 from refbfr_core.models.coarse import CoarseNet
-from refbfr_core.training.data import pictures, share_of
+from refbfr_core.training.data import mirror_half, pictures, share_of
 from refbfr_core.training.first_stage import edge_difference
 from refbfr_core.training.loop import Batch, Metrics, TrainingState
 from refbfr_core.training.pdgrad_recipes import CoarseRecipe
@@ -33,17 +33,7 @@ class CoarseTask:
         self.memory: dict[str, Tensor] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            self.network = zero_output(
-                CoarseNet(
-                    sample_size=recipe.resolution,
-                    channels=recipe.channels,
-                    layers_per_level=recipe.layers,
-                    attention_levels=recipe.attention_levels,
-                    head_width=recipe.head_width,
-                    patch_size=recipe.patch_size,
-                    groups=recipe.groups,
-                )
-            )
+            self.network = zero_output(CoarseNet(**recipe.network_shape()))
         self.module = self.network
 
     def batch(self, step: int, rank: int, world: int) -> Batch:
@@ -53,8 +43,7 @@ class CoarseTask:
         chosen = shuffled(recipe.seed, step, len(self.images) * recipe.views, recipe.batch)[part]
         draws = numbers(recipe.seed, 11, step, rank)
         clean = pictures(self.images, *np.divmod(chosen, recipe.views))
-        if recipe.flips:
-            clean = torch.where(torch.from_numpy(draws.random((len(clean), 1, 1, 1)) < 0.5), clean.flip(-1), clean)
+        clean = mirror_half(clean, draws) if recipe.flips else clean
         degradation = self.degradations[int(draws.integers(len(self.degradations)))]
         ruined = degradation(clean, seeds=[int(seed) for seed in draws.integers(0, 2**31, len(clean))])[0]
         return {"clean": to_network(clean), "ruined": to_network(ruined)}

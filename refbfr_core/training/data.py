@@ -133,6 +133,11 @@ def turn_hue(images: Tensor, angle: Tensor) -> Tensor:
     return torch.einsum("bij,bjhw->bihw", matrix, images)
 
 
+def mirror_half(images: Tensor, draws: np.random.Generator) -> Tensor:
+    """Mirror each picture (B, C, H, W) with probability one half."""
+    return torch.where(torch.from_numpy(draws.random((len(images), 1, 1, 1)) < 0.5), images.flip(-1), images)
+
+
 def random_crops(images: Tensor, size: int, draws: np.random.Generator) -> Tensor:
     """A random square of each picture, mirrored half of the time: (B, 3, H, W) to (B, 3, size, size)."""
     height, width = images.shape[-2:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from refbfr_core.errors import ConfigError, unknown_name
 from refbfr_core.training.base_recipe import Recipe
@@ -59,15 +60,41 @@ class PerceptualRecipe(Recipe):
 
 
 @dataclass(frozen=True)
-class PixelDiffusionRecipe(Recipe):
+class ADMRecipe(Recipe):
+    """A training whose network is a small `ADMUNet`: `channels`, `layers`, `attention_levels`, `head_width`, `groups`
+    and `patch_size` describe it. `flips` mirrors half of the faces."""
+
+    channels: tuple[int, ...] = (64, 96, 96)
+    layers: tuple[int, ...] = (1, 1, 1)
+    attention_levels: tuple[int, ...] = (1, 2)
+    head_width: int = 32
+    groups: int = 16
+    patch_size: int = 4
+    flips: bool = True
+
+    def network_shape(self) -> dict[str, Any]:
+        """The recipe's part of the network's arguments."""
+        return {
+            "sample_size": self.resolution,
+            "channels": self.channels,
+            "layers_per_level": self.layers,
+            "attention_levels": self.attention_levels,
+            "head_width": self.head_width,
+            "patch_size": self.patch_size,
+            "groups": self.groups,
+        }
+
+
+@dataclass(frozen=True)
+class PixelDiffusionRecipe(ADMRecipe):
     """Unconditional pixel diffusion with a learned variance (Nichol and Dhariwal, ICML 2021), PDGrad's toy prior.
 
-    `channels`, `layers`, `attention_levels`, `head_width`, `groups`, `patch_size` and `bounded_code` describe the
-    `ADMUNet`. `prediction` is "epsilon" (the published networks), "v_prediction" or "sample" (the clean picture: what a
-    narrow network on large patches learns best, since noise does not fit through it). `min_snr` gamma weights the
-    squared error by min(1, gamma / snr), that of "sample" by min(snr, gamma); 0 leaves it plain. `start` is a folder of
-    exported networks to begin with, "" none. `vlb_weight` is lambda in L_simple + lambda L_vlb (their eq. 16), where
-    L_vlb counts T times a step's term, so that it is the bound of the whole process. `flips` mirrors half of the faces.
+    `bounded_code` is the `ADMUNet`'s. `prediction` is "epsilon" (the published networks), "v_prediction" or "sample"
+    (the clean picture: what a narrow network on large patches learns best, since noise does not fit through it).
+    `min_snr` gamma weights the squared error by min(1, gamma / snr), that of "sample" by min(snr, gamma); 0 leaves it
+    plain. `start` is a folder of exported networks to begin with, "" none. `vlb_weight` is lambda in
+    L_simple + lambda L_vlb (their eq. 16), where L_vlb counts T times a step's term, so that it is the bound of the
+    whole process.
     """
 
     network: str = "pdgrad-unet"
@@ -76,18 +103,11 @@ class PixelDiffusionRecipe(Recipe):
     lr: float = 8e-4
     warmup: int = 300
     ema: float = 0.999
-    channels: tuple[int, ...] = (64, 96, 96)
-    layers: tuple[int, ...] = (1, 1, 1)
-    attention_levels: tuple[int, ...] = (1, 2)
-    head_width: int = 32
-    groups: int = 16
-    patch_size: int = 4
     schedule: str = "pdgrad"
     prediction: str = "epsilon"
     min_snr: float = 0.0
     vlb_weight: float = 0.001
     bounded_code: bool = True
-    flips: bool = True
     start: str = ""
 
     def __post_init__(self) -> None:
@@ -99,7 +119,7 @@ class PixelDiffusionRecipe(Recipe):
 
 
 @dataclass(frozen=True)
-class CoarseRecipe(Recipe):
+class CoarseRecipe(ADMRecipe):
     """A feed-forward restorer, PDGrad's f in y_c = f(y): keeps colour and shape, loses who it is.
 
     It regresses the clean face, so under a severe degradation it answers with an average of all that would fit.
@@ -114,11 +134,7 @@ class CoarseRecipe(Recipe):
     warmup: int = 100
     ema: float = 0.998
     channels: tuple[int, ...] = (32, 48, 64)
-    layers: tuple[int, ...] = (1, 1, 1)
     attention_levels: tuple[int, ...] = (2,)
     head_width: int = 16
-    groups: int = 16
-    patch_size: int = 4
     degradations: tuple[str, ...] = ("toy-pdgrad", "toy-refldm-severe", "toy-refldm-train")
     edge_weight: float = 1.0
-    flips: bool = True

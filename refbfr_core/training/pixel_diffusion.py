@@ -18,7 +18,7 @@ from refbfr_core.diffusion import Schedule, add_noise, eps_and_x0, make_schedule
 from refbfr_core.faces.dataset import FaceCache
 from refbfr_core.images import to_network
 from refbfr_core.models.adm_unet import ADMUNet, zero_output
-from refbfr_core.training.data import pictures, share_of
+from refbfr_core.training.data import mirror_half, pictures, share_of
 from refbfr_core.training.loop import Batch, Metrics, TrainingState
 from refbfr_core.training.pdgrad_recipes import PixelDiffusionRecipe
 from refbfr_core.training.randomness import generator, numbers, shuffled
@@ -54,8 +54,7 @@ class PixelDiffusionTask:
         chosen = shuffled(recipe.seed, step, len(self.images) * recipe.views, recipe.batch)[part]
         draws = numbers(recipe.seed, 11, step, rank)
         x = to_network(pictures(self.images, *np.divmod(chosen, recipe.views)))
-        if recipe.flips:
-            x = torch.where(torch.from_numpy(draws.random((len(x), 1, 1, 1)) < 0.5), x.flip(-1), x)
+        x = mirror_half(x, draws) if recipe.flips else x
         return {
             "clean": x,
             "noise": torch.randn(x.shape, generator=generator(recipe.seed, 23, step, rank)),
@@ -95,18 +94,7 @@ class PixelDiffusionTask:
 
 def make_pixel_denoiser(recipe: PixelDiffusionRecipe) -> ADMUNet:
     """The recipe's network, with the layers at zero that ADM starts from zero."""
-    return zero_output(
-        ADMUNet(
-            sample_size=recipe.resolution,
-            channels=recipe.channels,
-            layers_per_level=recipe.layers,
-            attention_levels=recipe.attention_levels,
-            head_width=recipe.head_width,
-            patch_size=recipe.patch_size,
-            groups=recipe.groups,
-            bounded_code=recipe.bounded_code,
-        )
-    )
+    return zero_output(ADMUNet(**recipe.network_shape(), bounded_code=recipe.bounded_code))
 
 
 def denoising_terms(module: nn.Module, batch: Batch, schedule: Schedule, prediction: str) -> tuple[Tensor, Tensor]:
