@@ -5,7 +5,8 @@ Paper: ReF-LDM, section 3.1, with the VQGAN of Esser et al. (CVPR 2021). Latents
 the channels, so that a U-Net sees fewer, wider pixels.
 
 A first stage with 3*q*q input channels (q > 1) takes pictures whose q x q neighbouring pixels are folded into channels:
-the toy profile saves its most expensive resolution that way. The published VQGAN has q = 1.
+the toy profile saves its most expensive resolution that way. The published VQGAN has q = 1. One whose decoder has a
+tail (`OutputVQModel`) reads pictures at a half or a quarter of the side at which it renders them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ from refbfr_core.images import check_images, to_network
 
 
 def fold_pixels(vq: VQModel, images: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) as the first stage takes them, (B, 3*q*q, H/q, W/q); q comes from its input channels."""
+    """Pictures (B, 3, H, W) as the first stage takes them, (B, 3*q*q, H/q, W/q); q comes from its input channels.
+
+    For one with n tail layers they are first reduced to 1/2^n of the side, by the mean over areas.
+    """
+    tail = tail_layers(vq)
+    images = F.avg_pool2d(images, 2**tail) if tail else images
     return F.pixel_unshuffle(images, _pixels_a_side(vq.config.in_channels))
 
 
@@ -32,7 +38,12 @@ def unfold_pixels(vq: VQModel, decoded: Tensor) -> Tensor:
 
 def pixels_per_latent(vq: VQModel) -> int:
     """How many pixels a side one latent stands for: 8 for the published VQGAN."""
-    return _pixels_a_side(vq.config.in_channels) * 2 ** (len(vq.config.block_out_channels) - 1)
+    return _pixels_a_side(vq.config.in_channels) * 2 ** (len(vq.config.block_out_channels) - 1 + tail_layers(vq))
+
+
+def tail_layers(vq: VQModel) -> int:
+    """How often the decoder doubles its picture beyond the side that the encoder reads."""
+    return vq.config.get("tail_layers", 0)
 
 
 def encode_latents(vq: VQModel, images: Tensor, patch_size: int = 1) -> Tensor:

@@ -22,13 +22,23 @@ from refbfr_core.degradation import Degradation
 from refbfr_core.faces.dataset import FaceCache
 from refbfr_core.images import from_network, to_network
 from refbfr_core.models.first_stage import fold_pixels, unfold_pixels
+from refbfr_core.models.output_vq import OutputVQModel
+from refbfr_core.models.perceptual import PerceptualFeatures
 from refbfr_core.training.codebook import kmeans, nearest
 from refbfr_core.training.data import degrade_some, pictures, random_crops, share_of
+from refbfr_core.training.first_stage_recipes import FirstStageRecipe
 from refbfr_core.training.loop import Batch, Metrics, TrainingState
 from refbfr_core.training.randomness import generator, numbers, shuffled
-from refbfr_core.training.recipes import FirstStageRecipe
+from refbfr_core.weights import load_network
 
 VAL_PICTURES = 64
+SUMMARIES = {
+    "refldm-vq": "VQ first stage of the toy ReF-LDM: 128-px picture to 32 x 32 x 4 latents and back, stock VQModel.",
+    "ldbfr-vqc": "Condition VQGAN of the toy LD-BFR: 128-px face to 8 x 8 codes of 64 numbers and back, stock VQModel; "
+    "perceptual loss, no discriminator.",
+    "ldbfr-vqo": "Output VQGAN of the toy LD-BFR: 64-px face to 32 x 32 x 3 latents, rendered at 128 px through one "
+    "more doubling; perceptual loss, no discriminator.",
+}
 
 
 class Autoencoder(nn.Module):
@@ -73,6 +83,9 @@ class FirstStageTask:
             torch.manual_seed(recipe.seed)
             self.network = make_first_stage(recipe)
         self.module = Autoencoder(self.network)
+        self.perceptual: PerceptualFeatures | None = None
+        if recipe.perceptual_weight:
+            self.perceptual = load_network("perceptual", device="cpu")
         self.degradation = Degradation.preset(recipe.degradation)
         self.codebook_step = round(recipe.unquantised * recipe.steps)
 
@@ -101,6 +114,9 @@ class FirstStageTask:
             + codebook_loss
             + recipe.spread_weight * spread_penalty(latents)
         )
+        if self.perceptual is not None:
+            perceptual = self.perceptual.to(images.device)
+            total = total + recipe.perceptual_weight * perceptual.perceptual_distance(restored.float(), images).mean()
         # Peak-to-peak is 2 in network range.
         return total, {
             "psnr": 10 * torch.log10(4 / squared.detach()),
@@ -132,14 +148,12 @@ class FirstStageTask:
 
     def about(self) -> dict[str, Any]:
         """Words for the model card."""
-        return {
-            "summary": "VQ first stage of the toy ReF-LDM: 128-px picture to 32 x 32 x 4 latents and back, stock "
-            "VQModel.",
-            "limits": "Knows procedurally drawn faces only.",
-        }
+        return {"summary": SUMMARIES[self.recipe.network], "limits": "Knows procedurally drawn faces only."}
 
     def finish(self, network: nn.Module) -> None:
-        """Write the scale that gives latents unit spread into the network's configuration."""
+        """Write the scale that gives latents unit spread into the network's configuration, if the recipe wants it."""
+        if not self.recipe.unit_latents:
+            return
         latents = encode_validation(network, self.val)
         network.register_to_config(scaling_factor=float(f"{1 / float(latents.std()):.6g}"))
 
@@ -178,22 +192,24 @@ class FirstStageTask:
 
 
 def make_first_stage(recipe: FirstStageRecipe) -> VQModel:
-    """A stock VQModel that halves the picture ``len(widths) - 1`` times, without attention."""
-    levels = len(recipe.widths)
-    return VQModel(
-        in_channels=3 * recipe.pixel_fold**2,
-        out_channels=3 * recipe.pixel_fold**2,
-        block_out_channels=recipe.widths,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        layers_per_block=recipe.layers,
-        latent_channels=recipe.latent_channels,
-        num_vq_embeddings=recipe.codes,
-        vq_embed_dim=recipe.latent_channels,
-        norm_num_groups=recipe.groups,
-        mid_block_add_attention=False,
-        scaling_factor=1.0,
-    )
+    """A `VQModel` that halves the picture ``len(widths) - 1`` times; with tail layers an `OutputVQModel`."""
+    others = len(recipe.widths) - 1
+    deepest = "Attn" if recipe.attention else ""
+    shape = {
+        "in_channels": 3 * recipe.pixel_fold**2,
+        "out_channels": 3 * recipe.pixel_fold**2,
+        "block_out_channels": recipe.widths,
+        "down_block_types": ("DownEncoderBlock2D",) * others + (f"{deepest}DownEncoderBlock2D",),
+        "up_block_types": (f"{deepest}UpDecoderBlock2D",) + ("UpDecoderBlock2D",) * others,
+        "layers_per_block": recipe.layers,
+        "latent_channels": recipe.latent_channels,
+        "num_vq_embeddings": recipe.codes,
+        "vq_embed_dim": recipe.latent_channels,
+        "norm_num_groups": recipe.groups,
+        "mid_block_add_attention": recipe.attention,
+        "scaling_factor": 1.0,
+    }
+    return OutputVQModel(**shape, tail_layers=recipe.tail_layers) if recipe.tail_layers else VQModel(**shape)
 
 
 def edge_difference(a: Tensor, b: Tensor) -> Tensor:

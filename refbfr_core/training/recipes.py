@@ -14,6 +14,7 @@ from typing import Any
 
 from refbfr_core.errors import ConfigError, unknown_name
 from refbfr_core.training.base_recipe import Recipe
+from refbfr_core.training.first_stage_recipes import ConditionVQRecipe, FirstStageRecipe, OutputVQRecipe
 from refbfr_core.training.pdgrad_recipes import CoarseRecipe, PerceptualRecipe, PixelDiffusionRecipe
 
 MECHANISMS = ("none", "cachekv", "spatial", "channel", "cross")
@@ -45,40 +46,6 @@ class EmbedderRecipe(Recipe):
     degraded: float = 0.5
     colour: float = 0.25
     grey: float = 0.1
-
-
-@dataclass(frozen=True)
-class FirstStageRecipe(Recipe):
-    """VQGAN first stage without a discriminator: unquantised with noisy latents, then k-means codes, then quantised.
-
-    `unquantised` is the share of the steps before the codebook is made; `latent_noise` the noise in units of the
-    latents'
-    own spread meanwhile; `pixel_fold` pixels a side go into channels at the door; `crop` the side of the training
-    crops; `lq_share` the share of degraded pictures among them.
-    """
-
-    network: str = "refldm-vq"
-    steps: int = 4000
-    batch: int = 32
-    lr: float = 2e-3
-    warmup: int = 50
-    weight_decay: float = 0.0
-    ema: float = 0.995
-    widths: tuple[int, ...] = (64, 96)
-    pixel_fold: int = 2
-    layers: int = 1
-    latent_channels: int = 4
-    groups: int = 8
-    codes: int = 4096
-    crop: int = 64
-    unquantised: float = 0.5
-    latent_noise: float = 0.1
-    mse_weight: float = 5.0
-    edge_weight: float = 0.1
-    spread_weight: float = 0.01
-    lq_share: float = 0.1
-    degradation: str = "toy-refldm-train"
-    restart_every: int = 100
 
 
 @dataclass(frozen=True)
@@ -237,6 +204,8 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
             steps=4000, people=2560, views=6, val_people=256, eval_every=1000, cooldown=0.3,
             prediction="sample", min_snr=5.0,
         ),
+        "ldbfr-vqc": ConditionVQRecipe(people=2560, views=6, val_people=256),
+        "ldbfr-vqo": OutputVQRecipe(people=2560, views=6, val_people=256),
         "coarse": CoarseRecipe(steps=500, people=2560, views=6, val_people=256, eval_every=1000),
     }
 )  # fmt: skip

@@ -96,6 +96,12 @@ def _iresnet() -> type:
     return IResNet
 
 
+def _output_vq_model() -> type:
+    from refbfr_core.models.output_vq import OutputVQModel
+
+    return OutputVQModel
+
+
 def _refldm_release(filename: str) -> MappingProxyType[str, PublishedFile]:
     """A file of ReF-LDM's release, for the paper profile."""
     page = "https://github.com/ChiWeiHsiao/ref-ldm/releases"
@@ -166,6 +172,18 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 "pdgrad-unet",
                 shipped=True,
                 published=_difface_release("iddpm_ffhq512_ema500000.pth"),
+            ),
+            NetworkEntry(
+                "ldbfr-vqc",
+                "condition VQGAN of LD-BFR: its codebook is the vocabulary of clean faces, its decoder renders stage 1",
+                _vq_model,
+                "ldbfr-vqc",
+            ),
+            NetworkEntry(
+                "ldbfr-vqo",
+                "output VQGAN of LD-BFR: latents of the diffusion, rendered at twice the side it reads",
+                _output_vq_model,
+                "ldbfr-vqo",
             ),
             NetworkEntry(
                 "arcface",
