@@ -33,10 +33,12 @@ class LatentCache(ShardedCache):
     ----------
     root : folder of all caches.
     faces : the pictures; its people must be on disk before :meth:`build`.
-    first_stage : folder that `save_network` wrote "refldm-vq" into, or None for the one shipped with the package.
+    first_stage : folder that `save_network` wrote `network` into, or None for the one shipped with the package.
     degradations : presets of the ruined versions, used in turn: variant v gets ``degradations[v % len]``.
-    variants : ruined versions of each picture. flips : also the mirrored people. patch_size : see `encode_latents`.
+    variants : ruined versions of each picture, 0 for clean ones only. flips : also the mirrored people.
+    patch_size : see `encode_latents`.
     device : where to encode when ``build(workers=0)``; worker processes always use the CPU.
+    network : name of the first stage.
     """
 
     def __init__(
@@ -49,11 +51,12 @@ class LatentCache(ShardedCache):
         flips: bool,
         patch_size: int,
         device: str = "cpu",
+        network: str = "refldm-vq",
     ) -> None:
-        self.faces, self.first_stage, self.device = faces, first_stage, device
+        self.faces, self.first_stage, self.device, self.network = faces, first_stage, device, network
         self.degradations, self.variants = tuple(degradations), int(variants)
         self.flips, self.patch_size = bool(flips), int(patch_size)
-        card_folder = _network_folder(first_stage)
+        card_folder = _network_folder(first_stage, network)
         self.digest = next(f["sha256"] for f in read_card(card_folder)["files"] if f["name"].endswith(".safetensors"))[
             :12
         ]
@@ -98,14 +101,14 @@ class LatentCache(ShardedCache):
     def _jobs(self, missing: list[range]) -> tuple[Callable[..., int], Iterable[tuple]]:
         make = partial(
             encode_shard, self.first_stage, self.degradations, self.variants, self.flips, self.patch_size, self.device,
-            self.faces.seed,
+            self.faces.seed, self.network,
         )  # fmt: skip
         return make, ((self.shard(r.start), self.faces.shard(r.start) / "images.npy", r.start, len(r)) for r in missing)
 
 
-def load_first_stage(folder: str | Path | None, device: str = "cpu") -> VQModel:
+def load_first_stage(folder: str | Path | None, device: str = "cpu", network: str = "refldm-vq") -> VQModel:
     """The first stage from a folder of exported networks, or (None, "") the one shipped with the package."""
-    return load_network("refldm-vq", device=device, root=folder or None)
+    return load_network(network, device=device, root=folder or None)
 
 
 @torch.inference_mode()
@@ -117,6 +120,7 @@ def encode_shard(
     patch_size: int,
     device: str,
     seed: int,
+    network: str,
     target: Path,
     pictures: Path,
     start: int,
@@ -126,7 +130,7 @@ def encode_shard(
 
     What happens to a picture depends on (seed, person, mirrored, view, variant) only.
     """
-    vq = load_first_stage(first_stage, device)
+    vq = load_first_stage(first_stage, device, network)
     presets = [Degradation.preset(name) for name in degradations]
     images = np.load(pictures, mmap_mode="r")[:count]
     clean, ruined = [], []
@@ -137,8 +141,7 @@ def encode_shard(
             versions = [y]
             for variant in range(variants):
                 keys = ([seed, start + offset, mirrored, view, variant] for view in range(len(y)))
-                seeds = [int(np.random.SeedSequence(key).generate_state(1)[0]) for key in keys]
-                versions.append(presets[variant % len(presets)](y, seeds=seeds)[0])
+                versions.append(presets[variant % len(presets)](y, seeds=seeds_of(keys))[0])
             stacked = torch.stack(versions, 1).flatten(0, 1)  # views first, so that one reshape gives (views, versions)
             latents = torch.cat(
                 [encode_latents(vq, part.to(device), patch_size).cpu() for part in stacked.split(_CHUNK)]
@@ -153,7 +156,12 @@ def encode_shard(
     )
 
 
-def _network_folder(first_stage: str | Path | None) -> Path:
+def seeds_of(keys: Iterable[Sequence[int]]) -> list[int]:
+    """A seed for each key of non-negative integers."""
+    return [int(np.random.SeedSequence(key).generate_state(1)[0]) for key in keys]
+
+
+def _network_folder(first_stage: str | Path | None, network: str) -> Path:
     from refbfr_core.weights import shipped_root
 
-    return (Path(first_stage) if first_stage else shipped_root("toy")) / "refldm-vq"
+    return (Path(first_stage) if first_stage else shipped_root("toy")) / network

@@ -13,13 +13,18 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from refbfr_core.errors import ConfigError
-from refbfr_core.faces.dataset import Renderer, toy_faces
+from refbfr_core.faces.dataset import FaceCache, Renderer, toy_faces
 from refbfr_core.training.coarse import CoarseTask
+from refbfr_core.training.condition_features import FeatureCache
 from refbfr_core.training.data import open_faces
+from refbfr_core.training.dcvqr import DCVQRTask
 from refbfr_core.training.embedder import EmbedderTask
 from refbfr_core.training.export import export_network
 from refbfr_core.training.first_stage import FirstStageTask
+from refbfr_core.training.injection import InjectionTask
+from refbfr_core.training.latent_prior import LatentPriorTask
 from refbfr_core.training.latents import LatentCache
+from refbfr_core.training.ldbfr_recipes import DCVQRRecipe, InjectionRecipe, LatentPriorRecipe
 from refbfr_core.training.loop import Task, make_accelerator, train
 from refbfr_core.training.mechanisms import MechanismTask, PlainTask, export_mechanism
 from refbfr_core.training.perceptual import PerceptualTask
@@ -116,6 +121,10 @@ def make_task(
         return CoarseTask(chosen, faces, val)
     if isinstance(chosen, PerceptualRecipe):
         return PerceptualTask(chosen, faces, val)
+    if isinstance(chosen, DCVQRRecipe):
+        return DCVQRTask(chosen, faces, val)
+    if isinstance(chosen, (LatentPriorRecipe, InjectionRecipe)):
+        return _ldbfr_stage_two(chosen, data, accelerator, faces, val, workers)
     if isinstance(chosen, RefLDMRecipe):
         workers = (os.cpu_count() or 1) if workers is None else workers
         on_gpu = accelerator.device.type != "cpu"
@@ -139,6 +148,33 @@ def make_task(
             return RefLDMIdentityTask(chosen, *caches, targets)
         return RefLDMTask(chosen, *caches)
     raise ConfigError(f"no training belongs to a {type(chosen).__name__}.")
+
+
+def _ldbfr_stage_two(
+    chosen: LatentPriorRecipe | InjectionRecipe,
+    data: Path,
+    accelerator: Accelerator,
+    faces: FaceCache,
+    val: FaceCache,
+    workers: int | None,
+) -> Task:
+    """LD-BFR's diffusion or its injection, with latents and, for the injection, conditions in place."""
+    device = str(accelerator.device)
+    workers = 0 if accelerator.device.type != "cpu" else (os.cpu_count() or 1) if workers is None else workers
+    made = []
+    for source in (faces, val):
+        flips = source is faces and getattr(chosen, "flips", True)
+        caches = [LatentCache(data, source, chosen.first_stage or None, (), 0, flips, 1, device, "ldbfr-vqo")]
+        if isinstance(chosen, InjectionRecipe):
+            settings = (chosen.stage_one or None, chosen.degradations, chosen.lq_variants, device)
+            caches.append(FeatureCache(data, source, *settings))
+        for cache in caches:
+            with _progress("latents", accelerator) as progress:
+                cache.build(workers, max_bytes=32 * 2**30, progress=progress)
+        made.append(tuple(caches))
+    if isinstance(chosen, InjectionRecipe):
+        return InjectionTask(chosen, *made)
+    return LatentPriorTask(chosen, made[0][0], made[1][0])
 
 
 class _progress:

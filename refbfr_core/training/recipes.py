@@ -15,6 +15,7 @@ from typing import Any
 from refbfr_core.errors import ConfigError, unknown_name
 from refbfr_core.training.base_recipe import Recipe
 from refbfr_core.training.first_stage_recipes import ConditionVQRecipe, FirstStageRecipe, OutputVQRecipe
+from refbfr_core.training.ldbfr_recipes import DCVQRRecipe, InjectionRecipe, LatentPriorRecipe
 from refbfr_core.training.pdgrad_recipes import CoarseRecipe, PerceptualRecipe, PixelDiffusionRecipe
 
 MECHANISMS = ("none", "cachekv", "spatial", "channel", "cross")
@@ -206,6 +207,17 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
         ),
         "ldbfr-vqc": ConditionVQRecipe(people=2560, views=6, val_people=256),
         "ldbfr-vqo": OutputVQRecipe(people=2560, views=6, val_people=256),
+        "ldbfr-restorer": DCVQRRecipe(people=2560, views=6, val_people=256),
+        "ldbfr-restorer-plain": DCVQRRecipe(
+            network="ldbfr-restorer-plain", dual=False, people=2560, views=6, val_people=256,
+        ),
+        "ldbfr-unet": LatentPriorRecipe(steps=3200, people=2560, views=6, val_people=256),
+        **{
+            f"ldbfr-hqi-{variant.lower()}": InjectionRecipe(
+                network=f"ldbfr-hqi-{variant.lower()}", variant=variant, people=2560, views=6, val_people=256,
+            )
+            for variant in "ABCD"
+        },
         "coarse": CoarseRecipe(steps=500, people=2560, views=6, val_people=256, eval_every=1000),
     }
 )  # fmt: skip

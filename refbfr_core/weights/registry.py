@@ -96,6 +96,18 @@ def _iresnet() -> type:
     return IResNet
 
 
+def _vq_restorer() -> type:
+    from refbfr_core.models.vq_restorer import VQRestorer
+
+    return VQRestorer
+
+
+def _hq_injection() -> type:
+    from refbfr_core.models.injected_unet import HQInjection
+
+    return HQInjection
+
+
 def _output_vq_model() -> type:
     from refbfr_core.models.output_vq import OutputVQModel
 
@@ -184,6 +196,33 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 "output VQGAN of LD-BFR: latents of the diffusion, rendered at twice the side it reads",
                 _output_vq_model,
                 "ldbfr-vqo",
+            ),
+            NetworkEntry(
+                "ldbfr-restorer",
+                "stage 1 of LD-BFR, DC-VQR: encoder of degraded faces and dual cross-attention over ldbfr-vqc's codes",
+                _vq_restorer,
+                "ldbfr-restorer",
+            ),
+            NetworkEntry(
+                "ldbfr-restorer-plain",
+                "stage 1 of LD-BFR without dual cross-attention, the arm of its Fig. 7",
+                _vq_restorer,
+                "ldbfr-restorer-plain",
+            ),
+            NetworkEntry(
+                "ldbfr-unet",
+                "unconditional latent diffusion of LD-BFR on ldbfr-vqo's latents",
+                _unet_2d,
+                "ldbfr-unet",
+            ),
+            *(
+                NetworkEntry(
+                    f"ldbfr-hqi-{variant}",
+                    f"HQ-feature injection of LD-BFR into ldbfr-unet, variant {variant.upper()} of its Fig. 9",
+                    _hq_injection,
+                    f"ldbfr-hqi-{variant}",
+                )
+                for variant in "abcd"
             ),
             NetworkEntry(
                 "arcface",
