@@ -22,7 +22,7 @@ from refbfr_core.training.latent_prior import denoising_error
 from refbfr_core.training.latents import LatentCache, seeds_of
 from refbfr_core.training.loop import make_accelerator, make_optimizer, optimiser_step
 from refbfr_core.training.records import load_checkpoint
-from refbfr_core.weights import load_network
+from refbfr_core.weights import load_network, read_card
 
 TINY = {"people": 8, "views": 4, "val_people": 4, "resolution": 32, "steps": 4, "batch": 4, "warmup": 2}
 TINY |= {"log_every": 1, "eval_every": 100, "checkpoint_every": 2, "precision": "no"}
@@ -86,6 +86,13 @@ def one_step(task):
     accelerator = make_accelerator(task.recipe, "cpu")
     optimizer = make_optimizer(task.module, task.recipe, torch.device("cpu"))
     return optimiser_step(task, task.module, optimizer, accelerator, 1)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_exports_a_network_with_its_card(made, name):
+    card = read_card(made[0] / name)["card"]
+    assert card["recipe"]["name"] == name and card["recipe"]["samples"] == 16
+    assert card["results"] and all(isinstance(value, (str, float)) for value in card["results"].values())
 
 
 def test_the_chain_gives_networks_that_fit_each_other(made):
@@ -179,6 +186,23 @@ def test_stage_one_minimises_equations_2_to_4(made):
     torch.testing.assert_close(total.detach(), feature + 0.7 * pixel + 0.3 * commitment)
 
 
+def test_the_degraded_encoder_learns_at_its_own_rate(made):
+    export, data = made
+    pair = (faces(data, "train", 8), faces(data, "val", 4))
+    moved = {}
+    for rate in (0.0, 0.5, 1.0):
+        task = DCVQRTask(tiny("ldbfr-restorer", export, encoder_rate=rate), *pair)
+        before = {name: value.clone() for name, value in task.network.state_dict().items()}
+        one_step(task)
+        after = task.network.state_dict()
+        moved[rate] = {name: float((after[name] - before[name]).abs().max()) for name in before}
+    encoder = [name for name in moved[1.0] if not name.startswith("dcam") and not name.endswith("to_k.bias")]
+    assert all(moved[0.0][name] == 0 for name in encoder)
+    # The first step of Adam is as long as the learning rate, whatever the gradient.
+    assert all(abs(moved[0.5][name] / moved[1.0][name] - 0.5) < 0.05 for name in encoder if name.endswith("weight"))
+    assert all(moved[0.0][name] == moved[1.0][name] > 0 for name in ("dcam.to_v.weight", "dcam.to_out.weight"))
+
+
 def test_cached_features_are_those_of_stage_one(made):
     export, data = made
     pictures = faces(data, "val", 4)
@@ -221,6 +245,8 @@ def test_impossible_recipes_are_refused():
         recipe("ldbfr-restorer", mode="both")
     with pytest.raises(ConfigError, match="pixel_weight"):
         recipe("ldbfr-restorer", pixel_weight=-1)
+    with pytest.raises(ConfigError, match="encoder_rate"):
+        recipe("ldbfr-restorer", encoder_rate=-1)
     with pytest.raises(UnknownNameError, match="prediction"):
         recipe("ldbfr-unet", prediction="x0")
     with pytest.raises(ConfigError, match="lq_variants"):

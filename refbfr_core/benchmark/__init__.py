@@ -33,6 +33,7 @@ _EXPORTS = {
     "run_first_stage_study": "first_stage",
     "run_quality_study": "quality",
     "run_identity_study": "identity",
+    "run_ldbfr_study": "ldbfr",
     "run_mechanism_study": "mechanisms",
     "run_pdgrad_study": "pdgrad",
     "run_reference_study": "references",

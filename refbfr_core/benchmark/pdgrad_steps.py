@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -26,6 +27,9 @@ from refbfr_core.metrics import mean_interval
 RECORDING = "pdgrad-steps"
 STEPS = (25, 50, 100, 250)
 """Steps that the whole process would take; only those below tau are taken."""
+
+MEASURES = MappingProxyType({"IDS": "ids", "PSNR": "psnr"})
+"""What the table shows: heading -> metric."""
 
 
 def run_steps_study(
@@ -81,13 +85,13 @@ def run_steps_study(
     )
 
 
-def steps_table(rows: pd.DataFrame | None = None) -> pd.DataFrame:
+def steps_table(rows: pd.DataFrame | None = None, measures: Mapping[str, str] = MEASURES) -> pd.DataFrame:
     """One line a number of steps, ascending: means and paired differences to the largest number.
 
     Returns
     -------
-    columns "steps" (of the whole process), "IDS", "PSNR" (`Interval`), "IDS - most" and "PSNR - most" (`Interval`, None
-    in the last line), "seconds" (mean of a face, on the machine of the recording), "people".
+    columns "steps" (of the whole process); for every measure, such as "IDS", its mean and "IDS - most" (`Interval`, the
+    latter None in the last line); "seconds" (mean of a face, on the machine of the recording), "people".
     """
     rows = recorded(RECORDING).rows if rows is None else rows
     counts = sorted(int(arm) for arm in set(rows.arm) - {INPUT})
@@ -95,11 +99,11 @@ def steps_table(rows: pd.DataFrame | None = None) -> pd.DataFrame:
     for count in counts:
         own = rows[(rows.arm == str(count)) & (rows.status == OK)]
         line: dict[str, Any] = {"steps": count}
-        for name, metric in (("IDS", "ids"), ("PSNR", "psnr")):
+        for name, metric in measures.items():
             line[name] = mean_interval(own[metric].to_numpy())
-        for name, metric in (("IDS - most", "ids"), ("PSNR - most", "psnr")):
+        for name, metric in measures.items():
             last = count == counts[-1]
-            line[name] = None if last else contrast(rows, metric, str(count), str(counts[-1])).interval
+            line[f"{name} - most"] = None if last else contrast(rows, metric, str(count), str(counts[-1])).interval
         lines.append({**line, "seconds": float(own.seconds.mean()), "people": len(own)})
     return pd.DataFrame(lines)
 

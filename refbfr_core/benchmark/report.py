@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -25,11 +26,12 @@ class Contrast:
         return f"{self.metric:6} {self.one} - {self.other}: {value}"
 
 
-def contrast(rows: pd.DataFrame, metric: str, one: str, other: str) -> Contrast:
+def contrast(rows: pd.DataFrame, metric: str, one: str, other: str, **interval: Any) -> Contrast:
     """Paired difference of two arms over everybody who has a score in both.
 
     Args:
         rows: columns "person", "arm", "status" and the metric.
+        interval: level and resamples of `refbfr_core.metrics.paired_interval`.
     """
     scores = rows[rows.status == OK].pivot(index="person", columns="arm", values=metric)
     for arm in (one, other):
@@ -38,7 +40,7 @@ def contrast(rows: pd.DataFrame, metric: str, one: str, other: str) -> Contrast:
     pairs = scores[[one, other]].dropna()
     if len(pairs) < 2:
         return Contrast(metric, one, other, None)
-    return Contrast(metric, one, other, paired_interval(pairs[one].to_numpy(), pairs[other].to_numpy()))
+    return Contrast(metric, one, other, paired_interval(pairs[one].to_numpy(), pairs[other].to_numpy(), **interval))
 
 
 def mean_table(rows: pd.DataFrame, arms: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from refbfr_core.metrics import compute
 from refbfr_core.metrics.perceptual import load_lpips
+from refbfr_core.metrics.textures import load_textures
+from refbfr_core.weights import load_network
 
 
 class Scorer:
@@ -25,6 +27,10 @@ class Scorer:
         self._device = next(judge.parameters()).device
         if "lpips" in self.metrics:
             self._keywords["lpips"] = {"network": load_lpips(device=self._device)}
+        if "lpips-toy" in self.metrics:
+            self._keywords["lpips-toy"] = {"network": load_network("perceptual", device=self._device)}
+        if "textures" in self.metrics:
+            self._keywords["textures"] = {"features": load_textures(self._device)}
 
     def __call__(self, pictures: Tensor, truth: Tensor) -> list[dict[str, float]]:
         """Scores (B, 3, H, W) pictures in [0, 1]; raises what `refbfr_core.metrics.compute` raises."""

@@ -32,7 +32,9 @@ def restore(
         list[Path] | None,
         typer.Option("--ref", "-r", help="Another photo of the person, or a folder of them; may be repeated."),
     ] = None,
-    method: Annotated[str, typer.Option(help="Restoration method: refldm, pdgrad, pgdiff or difface.")] = "refldm",
+    method: Annotated[
+        str, typer.Option(help="Restoration method: refldm, pdgrad, pgdiff, difface or ldbfr.")
+    ] = "refldm",
     profile: Annotated[str, typer.Option(help="toy (drawn faces, no download) or paper.")] = "toy",
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the method's default if not given.")] = None,
     guidance: Annotated[
@@ -41,7 +43,7 @@ def restore(
     ] = None,
     coarse: Annotated[
         str | None,
-        typer.Option(help="Coarse restorer of pdgrad, pgdiff and difface: network, none, refldm, or its file."),
+        typer.Option(help="Coarse restorer of pdgrad, pgdiff and difface: network, none, refldm, dcvqr, or its file."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise; the same for every picture.")] = 0,
     align: Annotated[
@@ -96,7 +98,10 @@ def restore(
     references = [reader.read(path) for path in reference_files]
     truth = reader.read(target) if target else None
     check_no_leak(pictures, references, truth)
-    if not references:
+    if not getattr(pipe, "takes_references", True):
+        if references:
+            note(f"{method} takes no references: those given do not change the result, they only score identity.")
+    elif not references:
         note("no --ref given: restoring without references, from the ruined picture alone.")
     if profile == "toy":
         warn(TOY_WARNING)

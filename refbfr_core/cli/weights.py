@@ -36,6 +36,13 @@ def list_weights() -> None:
             typer.echo(
                 f"    {profile}: {published.filename} from {published.page} (licence: {published.licence}); {state}"
             )
+            for other in (published, *entry.also):
+                if other is not published:
+                    typer.echo(f"        or {other.filename} from {other.page} (licence: {other.licence})")
+                if other.note:
+                    typer.echo(f"        {other.note}")
+        if entry.unpublished:
+            typer.echo(f"    paper: nothing to import, {entry.unpublished}")
     typer.echo("\nFiles of others that the paper profile uses as they are; nothing of these is fetched:")
     for name, file in PAPER_FILES.items():
         typer.echo(f"{name}: {file.purpose}")

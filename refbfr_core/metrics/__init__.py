@@ -7,6 +7,7 @@
 Those score pictures one by one; :func:`kernel_distance` compares a set of them with a set of clean ones.
 """
 
+from refbfr_core.metrics.colour import channel_bias
 from refbfr_core.metrics.distances import SetDistance, kernel_distance
 from refbfr_core.metrics.intervals import Interval, mean_interval, paired_interval
 from refbfr_core.metrics.registry import REGISTRY, Metric, compute, describe, unavailable
@@ -20,6 +21,7 @@ __all__ = [
     "Interval",
     "Metric",
     "SetDistance",
+    "channel_bias",
     "compute",
     "describe",
     "kernel_distance",

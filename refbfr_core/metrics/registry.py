@@ -14,7 +14,7 @@ from torch import Tensor
 
 from refbfr_core.errors import ConfigError, ImageContractError, RefbfrError, unknown_name
 from refbfr_core.images import check_images
-from refbfr_core.metrics import identity, landmarks, perceptual, pixels, quality
+from refbfr_core.metrics import colour, features, identity, landmarks, perceptual, pixels, quality
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Metric:
         name: key in :data:`REGISTRY` and column name in tables.
         direction: "higher" or "lower", whichever is better, or "zero": the nearer to 0 the better.
         range: lowest and highest possible value.
-        unit: "dB", "degrees", "pixels" or "" for pure numbers.
+        unit: "dB", "degrees", "pixels", "grey levels" or "" for pure numbers.
         protocol: everything two people must agree on to get the same number.
         needs: what has to be installed or at hand.
         function: (restored, target, **keywords) -> (B,).
@@ -151,11 +151,24 @@ def _trunk(net: str) -> Callable[[], str | None]:
     return missing
 
 
-def _judge() -> str | None:
-    from refbfr_core.weights import shipped_root, verify_network
+def _shipped(network: str) -> Callable[[], str | None]:
+    def missing() -> str | None:
+        from refbfr_core.weights import shipped_root, verify_network
+
+        try:
+            verify_network(shipped_root("toy") / network)
+        except RefbfrError as error:
+            return str(error)
+        return None
+
+    return missing
+
+
+def _textures() -> str | None:
+    from refbfr_core.metrics.textures import load_textures
 
     try:
-        verify_network(shipped_root("toy") / "judge")
+        load_textures("cpu")
     except RefbfrError as error:
         return str(error)
     return None
@@ -176,6 +189,7 @@ _IDENTITY = (
     "of face embeddings; 1/16 cropped off every side, area resize to 112 px, RGB in [-1, 1]; default embedder: the "
     "shipped judge (drawn faces); on photographs pass an ArcFace and name it"
 )
+_BIAS = "mean over all places of restored - true, RGB, 0 ... 255"
 _LPIPS = "LPIPS v0.1, learned weights, trunk {}, RGB in [-1, 1], original size"
 
 _ALL = (
@@ -200,12 +214,15 @@ _ALL = (
         "lpips-squeeze", "lower", (0.0, float("inf")), "", _LPIPS.format("SqueezeNet 1.1"),
         "lpips, and torchvision's ImageNet SqueezeNet 1.1 (5 MB)", perceptual.variant("squeeze"), _trunk("squeeze"),
     ),
-    Metric("ids", "higher", (-1.0, 1.0), "", f"cosine {_IDENTITY}", "a face embedder", identity.ids, _judge),
+    Metric(
+        "ids", "higher", (-1.0, 1.0), "", f"cosine {_IDENTITY}", "a face embedder", identity.ids,
+        _shipped("judge"),
+    ),
     Metric(
         "deg", "lower", (0.0, 180.0), "degrees", f"angle {_IDENTITY}; every pair counts in a mean, unlike in VQFR's "
         "script, which leaves out pairs under 1 degree (mean_deg(angles, 'vqfr')) and embeds the whole picture in grey "
         "at 128 px (GreyEmbedder)", "a face embedder; VQFR's own is resnet18_110.pth, which does not ship",
-        identity.deg, _judge,
+        identity.deg, _shipped("judge"),
     ),
     Metric(
         "lmd", "lower", (0.0, float("inf")), "pixels", "mean Euclidean distance of corresponding landmarks in pixels "
@@ -225,6 +242,32 @@ _ALL = (
         "the box of rows 1/3 to 7/8 and columns 1/3 to 2/3 unless mask= says otherwise; negative is too soft, positive "
         "too busy; says how much detail, not whether it is the right one", "torchvision",
         quality.detail, _package("torchvision"),
+    ),
+    Metric(
+        "lpips-toy", "lower", (0.0, float("inf")), "", "LPIPS with the shipped network 'perceptual', trained on drawn "
+        "faces, in place of VGG-16; RGB in [-1, 1], original size; compares with no published LPIPS, and flatters "
+        "whatever was trained against that network: it is a loss of both of LD-BFR's VQGANs and guides PDGrad",
+        "nothing", features.toy_lpips, _shipped("perceptual"),
+    ),
+    Metric(
+        "textures", "lower", (0.0, float("inf")), "", "root mean square difference of texture statistics (mean and log "
+        "deviation of the channels behind the judge's stem and first stage, 1/16 cropped off every side, 112 px), "
+        "whitened by clean drawn faces, of 128 px pictures; blind to where in the picture a texture is; the judge "
+        "takes part in no training and no guidance", "the shipped judge and statistics",
+        features.texture_distance, _textures,
+    ),
+    Metric(
+        "colour-bias", "lower", (0.0, colour.GREY_LEVELS * 3**0.5), "grey levels",
+        f"length over R, G, B of the {_BIAS}; brightness counts as well as hue", "nothing",
+        colour.colour_bias, _nothing,
+    ),
+    *(
+        Metric(
+            f"bias-{channel}", "zero", (-colour.GREY_LEVELS, colour.GREY_LEVELS), "grey levels",
+            f"{_BIAS}, {channel} channel only; errors of both signs cancel in a mean over pictures", "nothing",
+            colour.bias_of(channel), _nothing,
+        )
+        for channel in colour.CHANNELS
     ),
 )  # fmt: skip
 

@@ -52,7 +52,7 @@ class ConcatInjector(nn.Module):
 
     def forward(self, feature: Tensor, condition: Tensor) -> Tensor:
         """(B, C, s, s) and (B, c, s, s) to (B, C, s, s)."""
-        return feature + self.conv(torch.cat([feature, condition], dim=1))
+        return plus(feature, self.conv(torch.cat([feature, condition], dim=1)))
 
 
 class EncoderInjector(nn.Module):
@@ -78,7 +78,7 @@ class EncoderInjector(nn.Module):
         mixed = self.conv_out(self.norm_in(self.conv_in(torch.cat([feature, condition], dim=1))))
         query, key, value = self.to_qkv(self.norm(mixed)).flatten(2).transpose(1, 2).chunk(3, dim=-1)
         attended = attention(query, key, value, self.heads)
-        return feature + self.to_out(attended.transpose(1, 2).reshape(feature.shape))
+        return plus(feature, self.to_out(attended.transpose(1, 2).reshape(feature.shape)))
 
 
 class DecoderInjector(nn.Module):
@@ -112,13 +112,21 @@ class DecoderInjector(nn.Module):
         query = self.to_q(self.norm_query((1 + scale) * self.norm(tokens) + shift))
         answer = self.to_out(attention(query, self.to_k(given), self.to_v(given), self.heads))
         added = self.project(tokens + answer if self.released else answer)
-        return feature + added.transpose(1, 2).reshape(feature.shape)
+        return plus(feature, added.transpose(1, 2).reshape(feature.shape))
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """Softmax attention of tokens (B, T, C), `heads` heads; returns (B, T, C)."""
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+def plus(feature: Tensor, change: Tensor) -> Tensor:
+    """Their sum, in the memory layout of the feature.
+
+    Convolutions choose their way by the layout; with another one behind it, even adding zero would change last digits.
+    """
+    return feature.clone().add_(change)
 
 
 def zeroed(layer: nn.Module) -> nn.Module:

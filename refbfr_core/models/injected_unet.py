@@ -135,7 +135,7 @@ def denoise_injected(
 
     Raises:
         ConfigError: only one of injection and condition, or another network than the injectors were made for.
-        ImageContractError: a condition that does not fit.
+        ImageContractError: latents or a condition that do not fit.
     """
     if (injection is None) != (condition is None):
         raise ConfigError("injectors and their condition belong together; pass both, or neither.")
@@ -182,6 +182,13 @@ def _check(unet: UNet2DModel, sample: Tensor, injection: HQInjection, condition:
             f"these injectors belong to levels of {tuple(made_for.channels)} channels with {made_for.layers_per_block} "
             f"blocks, the network has {tuple(own.block_out_channels)} with {own.layers_per_block}; use "
             "HQInjection.for_network(unet, ...)."
+        )
+    for factor in made_for.levels:
+        if getattr(unet.down_blocks[factor.bit_length() - 1], "attentions", None) is None:
+            raise ConfigError(f"level {factor} of this network has no attention to inject behind; use other levels.")
+    if tuple(sample.shape[-2:]) != (made_for.sample_side,) * 2:
+        raise ImageContractError(
+            f"the latents are {tuple(sample.shape)}, not (B, C, {made_for.sample_side}, {made_for.sample_side})."
         )
     side = made_for.condition_side
     if condition.shape != (len(sample), made_for.condition, side, side):

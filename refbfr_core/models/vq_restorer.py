@@ -130,7 +130,11 @@ def look_up(features: Tensor, codebook: Tensor, codes: Tensor | None = None) -> 
     if codes is None:
         tokens = features.detach().permute(0, 2, 3, 1).reshape(-1, channels)
         codes = torch.cdist(tokens.float(), codebook.float()).argmin(1).view(batch, height, width)
-    elif codes.shape != (batch, height, width) or codes.min() < 0 or codes.max() >= len(codebook):
+    elif (
+        codes.is_floating_point()
+        or codes.shape != (batch, height, width)
+        or not 0 <= codes.min() <= codes.max() < len(codebook)
+    ):
         raise ConfigError(
             f"codes of shape {tuple(codes.shape)} must be ({batch}, {height}, {width}) indices below {len(codebook)}."
         )

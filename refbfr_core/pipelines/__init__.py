@@ -13,7 +13,11 @@ import importlib
 
 _EXPORTS = {
     "CoarseRestorer": "coarse",
+    "DCVQRRestorer": "dcvqr",
     "DifFacePipeline": "difface",
+    "LDBFROutput": "ldbfr",
+    "LDBFRPipeline": "ldbfr",
+    "LDBFRSettings": "ldbfr",
     "LossWeights": "pivot_losses",
     "NetworkRestorer": "coarse",
     "PDGradPipeline": "pdgrad",

@@ -29,7 +29,7 @@ from refbfr_core.pipelines.base import evaluating
 COARSE_NETWORK = "coarse"
 """The name in `refbfr_core.weights.NETWORKS` of the small restorer that ships."""
 
-COARSE_NAMES = ("network", "none", "refldm")
+COARSE_NAMES = ("network", "none", "refldm", "dcvqr")
 """What `named_coarse` knows by name; anything else has to be a file or a callable."""
 
 _FILE_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
@@ -186,8 +186,9 @@ def named_coarse(
     Parameters
     ----------
     choice : "network" (the small one that ships), "none" (the degraded picture itself), "refldm" (ReF-LDM without
-        references), a path to somebody else's restorer (see `refbfr_core.pipelines.coarse_files`), or any callable.
-    profile, root : of the networks, as in `refbfr_core.weights.load_network`, for "network" and "refldm".
+        references), "dcvqr" (stage 1 of LD-BFR), a path to somebody else's restorer (see
+        `refbfr_core.pipelines.coarse_files`), or any callable.
+    profile, root : of the networks, as in `refbfr_core.weights.load_network`, for all that is known by name.
     device : where it computes; None picks the first GPU, else the CPU.
     weight : CodeFormer's w, 0 (quality) to 1 (fidelity); other files have none.
     call : keywords of ReF-LDM's call, for "refldm" only.
@@ -216,6 +217,11 @@ def named_coarse(
         from refbfr_core.pipelines.registry import load_pipeline
 
         return PipelineRestorer(load_pipeline("refldm", profile, device, root=root), **call)
+    if choice == "dcvqr":
+        from refbfr_core.pipelines.dcvqr import DCVQRRestorer
+        from refbfr_core.pipelines.registry import ldbfr_networks
+
+        return DCVQRRestorer(**ldbfr_networks(profile, root, device, vqc="ldbfr-vqc", restorer="ldbfr-restorer"))
     path = Path(choice).expanduser()
     if isinstance(choice, Path) or path.is_file() or path.suffix.lower() in _FILE_SUFFIXES or path.name != choice:
         from refbfr_core.pipelines.coarse_files import spandrel_restorer

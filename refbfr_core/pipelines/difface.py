@@ -40,6 +40,8 @@ class DifFacePipeline(PriorPipeline):
 
     model_cpu_offload_seq = "coarse->unet"
 
+    takes_references = False
+
     def __init__(
         self,
         unet: ADMUNet,

@@ -10,13 +10,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from refbfr_core.devices import pick_device
-from refbfr_core.errors import unknown_name
+from refbfr_core.errors import WeightsError, unknown_name
 from refbfr_core.pipelines.presets import SAMPLING
 
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
+    from torch import nn
 
+LDBFR_TRAINED = ("toy",)
+"""Profiles of LD-BFR whose networks come with the package. Its authors released none."""
 
 _CALL_DEFAULTS = ("num_inference_steps", "timestep_spacing", "guidance_scale")
 
@@ -73,6 +76,37 @@ def _build_on_prior(
     return pipeline()(**parts, **configuration)
 
 
+def ldbfr_networks(
+    profile: str, root: str | Path | None, device: str | torch.device | None = "cpu", **names: str
+) -> dict[str, nn.Module]:
+    """Networks of LD-BFR: part=name in `refbfr_core.weights.NETWORKS`.
+
+    Raises WeightsError for weights that are missing or damaged, and for a profile that nobody has released: it needs
+    `root`, the folder of one's own training. UnknownNameError: no such profile or network.
+    """
+    from refbfr_core.weights import load_network
+    from refbfr_core.weights.registry import check_profile
+
+    if root is None and check_profile(profile) not in LDBFR_TRAINED:
+        raise WeightsError(
+            f"the authors of LD-BFR released no weights, so its {profile} profile has none to load: train the networks "
+            f"yourself (refbfr train) and pass root=<their folder>. The toy profile works without: profile='toy'."
+        )
+    return {part: load_network(name, profile, device, root=root) for part, name in names.items()}
+
+
+def _build_ldbfr(
+    profile: str, root: str | Path | None, *, prediction: str, restorer: str, injection: str, **configuration: Any
+) -> DiffusionPipeline:
+    from refbfr_core.diffusion import make_schedule, to_scheduler
+    from refbfr_core.pipelines.ldbfr import LDBFRPipeline
+
+    names = {"vqc": "ldbfr-vqc", "vqo": "ldbfr-vqo", "unet": "ldbfr-unet"}
+    parts = ldbfr_networks(profile, root, restorer=restorer, injection=injection, **names)
+    scheduler = to_scheduler(make_schedule("ldbfr"), prediction_type=prediction)
+    return LDBFRPipeline(**parts, scheduler=scheduler, **configuration)
+
+
 def _lpips_vgg() -> Any:
     from refbfr_core.metrics.perceptual import load_lpips
     from refbfr_core.models import LPIPSFeatures
@@ -118,6 +152,7 @@ def _profiles(toy: dict[str, Any], paper: dict[str, Any]) -> MappingProxyType[st
 
 _TOY_FEATURES = {"embedder": "guide", "perceptual": "perceptual"}
 _PAPER_FEATURES = {"embedder": "arcface", "perceptual": "lpips-vgg"}
+_LDBFR_PARTS = {"restorer": "ldbfr-restorer", "injection": "ldbfr-hqi-d"}
 
 
 PIPELINES: MappingProxyType[str, PipelineEntry] = MappingProxyType(
@@ -186,6 +221,25 @@ PIPELINES: MappingProxyType[str, PipelineEntry] = MappingProxyType(
             _profiles(
                 toy={"num_inference_steps": 50, "start": 401},
                 paper={"num_inference_steps": 250, "start": 401},
+            ),
+        ),
+        "ldbfr": PipelineEntry(
+            "ldbfr",
+            "LD-BFR: codes of clean faces restore the features, a latent diffusion renders them",
+            "Du et al., LD-BFR: Vector-Quantization-Based Face Restoration Model with Latent Diffusion Enhancement, "
+            "ACM MM 2024",
+            _build_ldbfr,
+            MappingProxyType(
+                {
+                    # The small network predicts v, which it learns in fewer steps than noise.
+                    "toy": MappingProxyType(
+                        {**_LDBFR_PARTS, "prediction": "v_prediction", "num_inference_steps": 50, "eta": 1.0}
+                    ),
+                    # Noise as in eq. 5 and 6; steps and eta of the authors' code, the paper states none.
+                    "paper": MappingProxyType(
+                        {**_LDBFR_PARTS, "prediction": "epsilon", "num_inference_steps": 200, "eta": 1.0}
+                    ),
+                }
             ),
         ),
     }

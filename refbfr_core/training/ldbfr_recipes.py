@@ -19,22 +19,28 @@ class DCVQRRecipe(Recipe):
     first_stage : folder of exported networks with "ldbfr-vqc", "" the shipped one.
     degradations : presets, one drawn for every step. The paper trains milder than it tests; here both are covered.
     pixel_weight : lambda of equation 4, which the paper does not give; 1 with both terms as means over elements.
-    commitment : weight of a commitment loss that pulls f_LQ towards its codes; the paper mentions none, so 0.
+    commitment : weight of a commitment loss that pulls f_LQ towards its codes. The paper mentions none, but equations 2
+        to 4 alone let f_LQ drift off: the straight-through gradient says in which direction the codes should move and
+        never that f_LQ has gone far enough. Without DCAM and with weight 1, f_LQ rests where it equals f^_HQ, so that
+        its nearest code is the right one.
+    encoder_rate : share of the learning rate that E_LQ gets; the authors' code has 0.01. Equations 2 to 4 never ask for
+        the code of the clean face, so E_LQ and DCAM agree on codes of their own; notebook 08 measures how far.
     heads, mode, channel_scale : of `DualCrossAttention`. dual : False trains E_LQ alone (Fig. 7, "without").
     """
 
     network: str = "ldbfr-restorer"
-    steps: int = 1600
+    steps: int = 1300
     batch: int = 16
     lr: float = 1e-3
     warmup: int = 50
     cooldown: float = 0.4
     ema: float = 0.995
-    eval_every: int = 800
+    eval_every: int = 325
     first_stage: str = ""
     degradations: tuple[str, ...] = ("toy-ldbfr-train", "toy-ldbfr-medium", "toy-ldbfr-severe", "toy-ldbfr-severe")
     pixel_weight: float = 1.0
-    commitment: float = 0.0
+    commitment: float = 1.0
+    encoder_rate: float = 0.2
     heads: int = 4
     mode: str = "parallel"
     channel_scale: bool = True
@@ -45,11 +51,16 @@ class DCVQRRecipe(Recipe):
         super().__post_init__()
         if self.mode not in MODES:
             raise unknown_name("DCAM mode", self.mode, MODES)
-        if not self.degradations or min(self.pixel_weight, self.commitment) < 0:
+        if not self.degradations or min(self.pixel_weight, self.commitment, self.encoder_rate) < 0:
             raise ConfigError(
-                f"degradations {self.degradations} must name a preset, pixel_weight={self.pixel_weight} and "
-                f"commitment={self.commitment} be 0 or more."
+                f"degradations {self.degradations} must name a preset, pixel_weight={self.pixel_weight}, "
+                f"commitment={self.commitment} and encoder_rate={self.encoder_rate} be 0 or more."
             )
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Shares of the learning rate by the beginning of a parameter's name, see `make_optimizer`."""
+        return dict.fromkeys(("restorer.encoder", "restorer.quant_conv"), self.encoder_rate)
 
 
 @dataclass(frozen=True)

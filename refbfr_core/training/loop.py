@@ -215,7 +215,7 @@ def optimiser_step(task: Task, wrapped: nn.Module, optimizer: Any, accelerator: 
     """Batch, loss, backward pass and update of one step; raises `TrainingDivergedError`, the weights then unchanged."""
     recipe = task.recipe
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(recipe, step)
+        group["lr"] = learning_rate(recipe, step) * group.get("rate", 1.0)
     batch = task.batch(step, accelerator.process_index, accelerator.num_processes)
     pieces = batch if isinstance(batch, list) else [batch]
     wrapped.train()
@@ -251,13 +251,19 @@ def _add(totals: Metrics, metrics: Metrics) -> None:
 
 def make_optimizer(module: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
     """AdamW; weight decay acts on matrices and filters only, never on biases, norms and slopes, unless the recipe says
-    so (`decay_everything`)."""
+    so (`decay_everything`). A recipe's `rates` give parameters whose name begins so a share of the learning rate."""
     rest = recipe.weight_decay if getattr(recipe, "decay_everything", False) else 0.0
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": rest},
-    ]
+    rates = getattr(recipe, "rates", {})
+
+    def rate_of(name: str) -> float:
+        return next((share for start, share in rates.items() if name.startswith(start)), 1.0)
+
+    named = [(rate_of(name), p) for name, p in module.named_parameters() if p.requires_grad]
+    groups = []
+    for rate in sorted({rate for rate, _ in named}, reverse=True):
+        for matrix, decay in ((True, recipe.weight_decay), (False, rest)):
+            chosen = [p for own, p in named if own == rate and (p.ndim >= 2) == matrix]
+            groups.append({"params": chosen, "weight_decay": decay, "rate": rate})
     return torch.optim.AdamW(groups, lr=recipe.lr, fused=device.type in ("cpu", "cuda"))
 
 

@@ -209,9 +209,9 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
         "ldbfr-vqo": OutputVQRecipe(people=2560, views=6, val_people=256),
         "ldbfr-restorer": DCVQRRecipe(people=2560, views=6, val_people=256),
         "ldbfr-restorer-plain": DCVQRRecipe(
-            network="ldbfr-restorer-plain", dual=False, people=2560, views=6, val_people=256,
+            network="ldbfr-restorer-plain", dual=False, encoder_rate=1.0, people=2560, views=6, val_people=256,
         ),
-        "ldbfr-unet": LatentPriorRecipe(steps=3200, people=2560, views=6, val_people=256),
+        "ldbfr-unet": LatentPriorRecipe(steps=3800, people=2560, views=6, val_people=256),
         **{
             f"ldbfr-hqi-{variant.lower()}": InjectionRecipe(
                 network=f"ldbfr-hqi-{variant.lower()}", variant=variant, people=2560, views=6, val_people=256,

@@ -29,7 +29,7 @@ _EXPORTS = {
 }
 _MODULES = (
     *("card", "convert", "onnx_recognition", "paper_files", "registry", "store"),
-    *("published_adm", "published_files", "published_import", "published_ldm", "published_sample"),
+    *("published_adm", "published_files", "published_import", "published_ldbfr", "published_ldm", "published_sample"),
 )
 
 __all__ = sorted(_EXPORTS)

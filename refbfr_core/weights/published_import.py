@@ -1,8 +1,8 @@
 """From the authors' files to networks in the user's own folder: once, checked, and whole or not at all.
 
-The files are told apart by what is in them, not by their names. Each becomes a folder as every network here has one
-(`refbfr_core.weights.store`), in float32, whose card says which file it came from, with its SHA-256, and under which
-licence. A second call finds what a first one finished and goes on with the rest.
+The files are told apart by what is in them, not by their names. What each holds becomes a folder as every network here
+has one (`refbfr_core.weights.store`), in float32, whose card says which file it came from, with its SHA-256, and under
+which licence. A second call finds what a first one finished and goes on with the rest.
 """
 
 from __future__ import annotations
@@ -22,6 +22,15 @@ from refbfr_core.files import output_error
 from refbfr_core.weights.published_adm import DIFFACE_UNET, looks_like_adm, read_adm
 from refbfr_core.weights.published_arcface import looks_like_arcface, read_arcface
 from refbfr_core.weights.published_files import file_digest, read_checkpoint, tensors_of
+from refbfr_core.weights.published_ldbfr import (
+    LDM_LAYOUT,
+    PARTS,
+    looks_like_ldm,
+    read_ldm_unet,
+    read_ldm_vq,
+    read_pipeline_folder,
+    weights_file,
+)
 from refbfr_core.weights.published_ldm import (
     REFLDM_LAYOUT,
     Converted,
@@ -31,15 +40,18 @@ from refbfr_core.weights.published_ldm import (
     read_refldm,
     read_vqgan,
 )
-from refbfr_core.weights.registry import NETWORKS, PublishedFile
+from refbfr_core.weights.registry import LDM_CELEBAHQ, NETWORKS, PublishedFile
 from refbfr_core.weights.store import published_root, read_card, save_network, verify_network
 
 _READERS: dict[str, tuple[Callable[[dict[str, Tensor]], bool], Callable[[dict[str, Tensor], Any], Converted]]] = {
     "refldm-vq": (looks_like_vqgan, read_vqgan),
-    "refldm-unet": (looks_like_refldm, read_refldm),
+    "refldm-unet": (lambda state: looks_like_refldm(state) and not looks_like_ldm(state), read_refldm),
     "pdgrad-unet": (looks_like_adm, read_adm),
     "arcface": (looks_like_arcface, read_arcface),
+    "ldbfr-unet": (looks_like_ldm, read_ldm_unet),
+    "ldbfr-vqo": (looks_like_ldm, read_ldm_vq),
 }
+_REFLDM = ("refldm-unet", "refldm-vq")
 _PROFILE = "paper"
 # Room for the configuration, the cards and the file system's own needs.
 _SPARE_BYTES = 16 * 2**20
@@ -58,13 +70,18 @@ class Imported:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A file that has been recognised: `converted` is None when its network is in the folder already."""
+    """A network in a file that has been recognised: `converted` is None when it is in the folder already.
+
+    `given` is what the caller named: the file at `path` itself, or a folder around it.
+    """
 
     name: str
     path: Path
     sha256: str
     first_stage: str | None
     converted: Converted | None
+    given: Path
+    published: PublishedFile
 
 
 def import_published(
@@ -75,6 +92,7 @@ def import_published(
     replace: bool = False,
     layout: ReleasedLayout = REFLDM_LAYOUT,
     pixel_unet: Mapping[str, Any] = DIFFACE_UNET,
+    ldm: ReleasedLayout = LDM_LAYOUT,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Imported]:
     """Convert authors' files, as downloaded, into networks that `load_network(name, profile="paper")` finds.
@@ -82,16 +100,18 @@ def import_published(
     Parameters
     ----------
     files : `refldm.ckpt`, `vqgan.ckpt`, `iddpm_ffhq512_ema500000.pth`, `ms1mv3_arcface_r50_fp16.pth` (or another
-        IResNet of arcface_torch), one or more of them, under any name.
+        IResNet of arcface_torch), `model.ckpt` of the FFHQ latent diffusion, a folder such as `ldm-celebahq-256`; one
+        or more of them, under any name.
     accept : called once for each licence with the registry's entry, before anything is written; False stops.
     root : folder for the networks; default `published_root()`.
     replace : put the networks in the place of others that came from other files.
-    layout, pixel_unet : the configurations that ReF-LDM's files and DifFace's file must have.
+    layout, pixel_unet, ldm : the configurations that ReF-LDM's files, DifFace's file and the latent diffusion of faces
+        must have.
     tell : called with a line about every stage.
 
     Returns
     -------
-    One `Imported` a file, in the order given.
+    One `Imported` a network, in the order of the files: the latent diffusion of faces has two.
 
     Raises
     ------
@@ -101,13 +121,14 @@ def import_published(
     """
     folder = Path(root) if root is not None else published_root(_PROFILE)
     with _alone_in(folder):
-        layouts = {name: pixel_unet if name == "pdgrad-unet" else layout for name in _READERS}
-        candidates = [_recognise(Path(path), folder, layouts, tell) for path in files]
+        layouts = dict.fromkeys(_READERS, layout) | {"pdgrad-unet": pixel_unet} | dict.fromkeys(PARTS, ldm)
+        found = [_recognise(Path(path), folder, layouts, tell) for path in files]
+        candidates = [candidate for several in found for candidate in several]
         _check_pinned(candidates, folder, replace)
         _check_belong_together(candidates, folder)
         pages: set[tuple[str, str]] = set()
         for candidate in candidates:
-            published = NETWORKS[candidate.name].published[_PROFILE]
+            published = candidate.published
             if (key := (published.page, published.licence)) in pages or candidate.converted is None:
                 continue
             pages.add(key)
@@ -133,28 +154,66 @@ def imported_from(name: str, root: str | Path | None = None) -> dict[str, Any] |
     return source if isinstance(source, dict) else None
 
 
-def _recognise(path: Path, folder: Path, layouts: Mapping[str, Any], tell: Callable[[str], None]) -> _Candidate:
-    """Reads a file and makes its network, unless that was done before."""
+def _recognise(path: Path, folder: Path, layouts: Mapping[str, Any], tell: Callable[[str], None]) -> list[_Candidate]:
+    """Reads a file and makes its networks, unless that was done before."""
+    if any((path / part).is_dir() for part in PARTS.values()):
+        return _recognise_folder(path, folder, layouts, tell)
     sha256 = file_digest(path)
-    for name in _READERS:
-        source = imported_from(name, folder)
-        if source is not None and source.get("sha256") == sha256 and _is_whole(folder / name):
-            tell(f"{path}: imported before as {name}")
-            return _Candidate(name, path, sha256, source.get("first_stage_sha256"), None)
+    before = [done for name in _READERS if (done := _done_before(name, path, path, sha256, folder)) is not None]
+    if before and {done.name for done in before} >= _made_of(before[0].published):
+        tell(f"{path}: imported before as {', '.join(done.name for done in before)}")
+        return before
     tell(f"{path}: reading, SHA-256 {sha256}")
     state = tensors_of(read_checkpoint(path), path)
-    for name, (recognises, read) in _READERS.items():
-        if recognises(state):
-            tell(f"{path}: {len(state)} tensors, becomes {name}")
-            try:
-                converted = read(state, layouts[name])
-            except WeightsError as error:
-                raise WeightsError(f"{path}: {error}") from error
-            return _Candidate(name, path, sha256, converted.first_stage, converted)
-    known = ", ".join(NETWORKS[name].published[_PROFILE].filename for name in _READERS)
-    raise WeightsError(
-        f"{path} is none of the files this package can import ({known}): its first tensor is {next(iter(state))!r}."
+    names = [name for name, (recognises, _) in _READERS.items() if recognises(state)]
+    if not names:
+        known = ", ".join(dict.fromkeys(NETWORKS[name].published[_PROFILE].filename for name in _READERS))
+        raise WeightsError(
+            f"{path} is none of the files this package can import ({known}): its first tensor is {next(iter(state))!r}."
+        )
+    tell(f"{path}: {len(state)} tensors, becomes {' and '.join(names)}")
+    candidates = []
+    for name in names:
+        try:
+            converted = _READERS[name][1](state, layouts[name])
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from error
+        published = NETWORKS[name].published[_PROFILE]
+        candidates.append(_Candidate(name, path, sha256, converted.first_stage, converted, path, published))
+    return candidates
+
+
+def _recognise_folder(
+    path: Path, folder: Path, layouts: Mapping[str, Any], tell: Callable[[str], None]
+) -> list[_Candidate]:
+    """Reads a folder in the diffusers layout and makes its networks, unless that was done before."""
+    files = {name: weights_file(path, part) for name, part in PARTS.items()}
+    digests = {name: file_digest(file) for name, file in files.items()}
+    before = [_done_before(name, files[name], path, digests[name], folder) for name in PARTS]
+    if all(before):
+        tell(f"{path}: imported before as {', '.join(PARTS)}")
+        return [done for done in before if done is not None]
+    tell(f"{path}: reading a folder in the diffusers layout, becomes {' and '.join(PARTS)}")
+    made = read_pipeline_folder(path, layouts["ldbfr-unet"])
+    return [
+        _Candidate(name, files[name], digests[name], made[name].first_stage, made[name], path, LDM_CELEBAHQ)
+        for name in PARTS
+    ]
+
+
+def _done_before(name: str, path: Path, given: Path, sha256: str, folder: Path) -> _Candidate | None:
+    """The network `name` if it is in the folder, whole, and came from a file with this digest."""
+    source = imported_from(name, folder)
+    if source is None or source.get("sha256") != sha256 or not _is_whole(folder / name):
+        return None
+    return _Candidate(
+        name, path, sha256, source.get("first_stage_sha256"), None, given, NETWORKS[name].published[_PROFILE]
     )
+
+
+def _made_of(published: PublishedFile) -> set[str]:
+    """The networks that one file gives."""
+    return {name for name in _READERS if NETWORKS[name].published[_PROFILE] == published}
 
 
 def _is_whole(folder: Path) -> bool:
@@ -170,9 +229,9 @@ def _check_pinned(candidates: Sequence[_Candidate], folder: Path, replace: bool)
     names = [candidate.name for candidate in candidates]
     for candidate in candidates:
         if names.count(candidate.name) > 1:
-            paths = ", ".join(str(other.path) for other in candidates if other.name == candidate.name)
+            paths = ", ".join(str(other.given) for other in candidates if other.name == candidate.name)
             raise WeightsError(f"several files hold {candidate.name} ({paths}); give one of them.")
-        known = NETWORKS[candidate.name].published[_PROFILE].sha256
+        known = candidate.published.sha256
         if known is not None and candidate.sha256 != known:
             raise WeightsError(
                 f"{candidate.path} has SHA-256 {candidate.sha256}, the released file has {known}. Download it again."
@@ -190,8 +249,8 @@ def _check_pinned(candidates: Sequence[_Candidate], folder: Path, replace: bool)
 
 def _check_belong_together(candidates: Sequence[_Candidate], folder: Path) -> None:
     """The VQGAN inside `refldm.ckpt` must be that of `vqgan.ckpt`, whether both come now or one is there already."""
-    stages = {candidate.name: candidate.first_stage for candidate in candidates}
-    for name in _READERS:
+    stages = {candidate.name: candidate.first_stage for candidate in candidates if candidate.name in _REFLDM}
+    for name in _REFLDM:
         if name not in stages:
             stages[name] = (imported_from(name, folder) or {}).get("first_stage_sha256")
     different = {digest for digest in stages.values() if digest is not None}
@@ -221,17 +280,19 @@ def _check_room(candidates: Sequence[_Candidate], folder: Path) -> None:
 def _write(candidate: _Candidate, folder: Path, tell: Callable[[str], None]) -> Imported:
     target, converted = folder / candidate.name, candidate.converted
     if converted is None:
-        return Imported(candidate.name, target, candidate.path, False, ())
+        return Imported(candidate.name, target, candidate.given, False, ())
     save_network(converted.network, candidate.name, folder, _card(candidate, converted), torch.float32, shippable=False)
     tell(f"{candidate.name}: written to {target}")
-    return Imported(candidate.name, target, candidate.path, True, converted.remarks)
+    return Imported(candidate.name, target, candidate.given, True, converted.remarks)
 
 
 def _card(candidate: _Candidate, converted: Converted) -> dict[str, Any]:
-    entry = NETWORKS[candidate.name]
-    published = entry.published[_PROFILE]
+    entry, published = NETWORKS[candidate.name], candidate.published
     weights = {None: "as in the file", True: "averaged (EMA), as the authors use them", False: "not averaged"}
-    return {
+    file = candidate.path.name
+    if candidate.given != candidate.path:
+        file = f"{published.filename}/{candidate.path.relative_to(candidate.given).as_posix()}"
+    card: dict[str, Any] = {
         "summary": f"{entry.purpose}; its authors' weights, converted from {published.filename}",
         "training_data": f"photographs, by its authors: {published.page}",
         "recipe": {
@@ -241,7 +302,7 @@ def _card(candidate: _Candidate, converted: Converted) -> dict[str, Any]:
         },
         "remarks": list(converted.remarks),
         "source": {
-            "file": candidate.path.name,
+            "file": file,
             "bytes": candidate.path.stat().st_size,
             "sha256": candidate.sha256,
             "page": published.page,
@@ -251,6 +312,7 @@ def _card(candidate: _Candidate, converted: Converted) -> dict[str, Any]:
         },
         "licence": f"{published.licence}; {published.page}",
     }
+    return card | ({"limits": published.note} if published.note else {})
 
 
 @contextmanager

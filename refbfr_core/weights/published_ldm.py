@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refbfr_core.diffusion import Schedule, refldm_schedule
+from refbfr_core.diffusion import Schedule, make_schedule, refldm_schedule
 from refbfr_core.errors import WeightsError
 from refbfr_core.weights.convert_ldm import convert_ldm_unet, convert_ldm_vq, ldm_unet_shapes, ldm_vq_shapes
 from refbfr_core.weights.convert_strict import first_few, misfit
@@ -40,12 +40,18 @@ _SCHEDULE_TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class ReleasedLayout:
-    """The authors' keywords that decide all names and shapes: of the U-Net, of the VQGAN, and of its codebook."""
+    """The authors' keywords that decide all names and shapes: of the U-Net, of the VQGAN, and of its codebook.
+
+    `file` with the denoiser and `owner` are for messages; `schedule` names the noise schedule that it must hold.
+    """
 
     unet: Mapping[str, Any]
     vq: Mapping[str, Any]
     n_embed: int
     embed_dim: int
+    file: str = "refldm.ckpt"
+    owner: str = "ReF-LDM"
+    schedule: str = "refldm"
 
     def unet_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the denoiser, without prefix."""
@@ -137,10 +143,10 @@ def read_refldm(state: Mapping[str, Tensor], layout: ReleasedLayout = REFLDM_LAY
         VQGAN that differ, or another noise schedule; the message names the first few.
     """
     parts, rest = _parts(state, (LIVE, AVERAGE, FIRST_STAGE, *CONDITIONS, LEFT_OUT["refldm.ckpt"]))
-    buffers = schedule_buffers()
+    buffers = schedule_buffers(make_schedule(layout.schedule))
     if unexpected := [name for name in rest if name not in buffers]:
         raise WeightsError(
-            f"refldm.ckpt holds {len(unexpected)} names that no released file has ({first_few(unexpected)}). "
+            f"{layout.file} holds {len(unexpected)} names that no released file has ({first_few(unexpected)}). "
             "Take the file from its owners' page unchanged."
         )
     weights, averaged, remark = _denoiser(parts, layout)
@@ -148,7 +154,7 @@ def read_refldm(state: Mapping[str, Tensor], layout: ReleasedLayout = REFLDM_LAY
     if left_out := parts.get(LEFT_OUT["refldm.ckpt"]):
         remarks.append(f"{len(left_out)} tensors of the loss network ({LEFT_OUT['refldm.ckpt']}) were left out")
     if rest:
-        _check_schedule(rest, buffers)
+        _check_schedule(rest, buffers, layout)
     else:
         remarks.append("it holds no noise schedule; the paper's is used")
     digest = None
@@ -164,7 +170,7 @@ def read_vqgan(state: Mapping[str, Tensor], layout: ReleasedLayout = REFLDM_LAYO
     """The first stage of `vqgan.ckpt`, float32 in eval mode. Raises `WeightsError` as `read_refldm`."""
     left_out = LEFT_OUT["vqgan.ckpt"]
     stage = {name: tensor for name, tensor in state.items() if not name.startswith(left_out)}
-    _require_whole(stage, layout.vq_shapes(), "vqgan.ckpt")
+    _require_whole(stage, layout.vq_shapes(), "vqgan.ckpt", layout)
     _require_finite(stage, "")
     dropped = len(state) - len(stage)
     remarks = (f"{dropped} tensors of its training ({left_out}) were left out",) if dropped else ()
@@ -201,12 +207,12 @@ def _denoiser(parts: Mapping[str, Mapping[str, Tensor]], layout: ReleasedLayout)
     """The denoiser's tensors by the authors' names, whether they are averages, and a remark that says so."""
     shapes = layout.unet_shapes()
     if LIVE in parts:
-        _require_whole(parts[LIVE], shapes, LIVE)
+        _require_whole(parts[LIVE], shapes, LIVE, layout)
     if AVERAGE not in parts:
         if LIVE not in parts:
-            raise WeightsError("refldm.ckpt holds no denoiser (neither model_ema. nor model.diffusion_model.).")
+            raise WeightsError(f"{layout.file} holds no denoiser (neither model_ema. nor model.diffusion_model.).")
         warnings.warn(
-            "refldm.ckpt holds no averaged weights (model_ema.); the weights at the end of the training are used "
+            f"{layout.file} holds no averaged weights (model_ema.); the weights at the end of the training are used "
             "instead (model.diffusion_model.). The authors sample with the average: expect other pictures than theirs.",
             UserWarning,
             stacklevel=3,
@@ -215,7 +221,7 @@ def _denoiser(parts: Mapping[str, Mapping[str, Tensor]], layout: ReleasedLayout)
         return dict(parts[LIVE]), False, "it holds no average; the weights are those where the training stopped"
     dotless = {average_name(name).removeprefix(AVERAGE): name for name in shapes}
     average = {name: tensor for name, tensor in parts[AVERAGE].items() if name not in COUNTERS}
-    _require_whole(average, {short: shapes[name] for short, name in dotless.items()}, AVERAGE)
+    _require_whole(average, {short: shapes[name] for short, name in dotless.items()}, AVERAGE, layout)
     _require_finite(average, AVERAGE)
     counted = [
         f"{name} {parts[AVERAGE][name].item():g}"
@@ -226,16 +232,17 @@ def _denoiser(parts: Mapping[str, Mapping[str, Tensor]], layout: ReleasedLayout)
     return {dotless[short]: tensor for short, tensor in average.items()}, True, remark
 
 
-def _check_schedule(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def _check_schedule(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], layout: ReleasedLayout) -> None:
     """Requires the schedule in the file to be whole and the paper's."""
-    _require_whole(found, {name: tuple(buffer.shape) for name, buffer in expected.items()}, "the schedule")
+    _require_whole(found, {name: tuple(buffer.shape) for name, buffer in expected.items()}, "the schedule", layout)
     for name, buffer in expected.items():
         values = found[name]
         if not values.is_meta and not torch.allclose(values.double(), buffer, rtol=_SCHEDULE_TOLERANCE, atol=1e-9):
             worst = int((values.double() - buffer).abs().argmax())
             raise WeightsError(
-                f"the noise schedule in refldm.ckpt is not ReF-LDM's: {name}[{worst}] is {float(values[worst]):.6g}, "
-                f"not {float(buffer[worst]):.6g}. Restorations would be wrong; take the owners' file."
+                f"the noise schedule in {layout.file} is not {layout.owner}'s: {name}[{worst}] is "
+                f"{float(values[worst]):.6g}, not {float(buffer[worst]):.6g}. Restorations would be wrong; take the "
+                "owners' file."
             )
 
 
@@ -245,22 +252,24 @@ def _check_first_stages(
     """Requires the copies of the VQGAN that are present to be whole and equal; returns their digest."""
     first = parts[present[0]]
     for prefix in present:
-        _require_whole(parts[prefix], layout.vq_shapes(), prefix)
+        _require_whole(parts[prefix], layout.vq_shapes(), prefix, layout)
     _require_finite(first, present[0])
     for prefix in present[1:]:
         differing = [name for name, tensor in parts[prefix].items() if not _equal(tensor, first[name])]
         if differing:
             raise WeightsError(
-                f"refldm.ckpt holds two different VQGANs: {len(differing)} tensors under {prefix} differ from "
+                f"{layout.file} holds two different VQGANs: {len(differing)} tensors under {prefix} differ from "
                 f"{present[0]} ({first_few(differing)}). The release has one; take the owners' file."
             )
     return _digest(first)
 
 
-def _require_whole(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], what: str) -> None:
+def _require_whole(
+    found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], what: str, layout: ReleasedLayout
+) -> None:
     if problem := misfit(found, expected):
         raise WeightsError(
-            f"{what} is not as in ReF-LDM's release: of {len(expected)} tensors, {problem}. Nothing was loaded; "
+            f"{what} is not as in {layout.owner}'s release: of {len(expected)} tensors, {problem}. Nothing was loaded; "
             "take the owners' file unchanged."
         )
 

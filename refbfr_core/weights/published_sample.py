@@ -1,7 +1,7 @@
 """Checkpoints in the released layouts with random values: for tests and for measuring speed without the authors' files.
 
 They restore nothing. Names, shapes, the sharing of tensors and the schedule are those of ReF-LDM's and DifFace's
-releases, so whatever reads the real files can be tried on them.
+releases and of the latent diffusion of faces, so whatever reads the real files can be tried on them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refbfr_core.diffusion import make_schedule
 from refbfr_core.weights.convert_adm import PREFIX, adm_unet_shapes
 from refbfr_core.weights.published_adm import DIFFACE_UNET
+from refbfr_core.weights.published_ldbfr import LDM_LAYOUT
 from refbfr_core.weights.published_ldm import (
     AVERAGE,
     CONDITIONS,
@@ -33,15 +35,30 @@ def sample_refldm(layout: ReleasedLayout = REFLDM_LAYOUT, seed: int = 0, device:
     The average has other values than the denoiser, the VQGAN is that of `sample_vqgan` with the same seed. On the
     "meta" device there are names and shapes only.
     """
+    return _latent_diffusion(layout, (FIRST_STAGE, *CONDITIONS), seed, device)
+
+
+def sample_ldm(layout: ReleasedLayout = LDM_LAYOUT, seed: int = 0, device: str = "cpu") -> dict[str, Tensor]:
+    """The state dictionary inside a `model.ckpt` of latent diffusion: denoiser, its average, the VQGAN, the schedule.
+
+    Of an unconditional model; devices as in `sample_refldm`.
+    """
+    return _latent_diffusion(layout, (FIRST_STAGE,), seed, device)
+
+
+def _latent_diffusion(
+    layout: ReleasedLayout, stages: tuple[str, ...], seed: int, device: str
+) -> dict[str, Tensor]:
     shapes = layout.unet_shapes()
     state = {LIVE + name: tensor for name, tensor in _random(shapes, seed + 1, device).items()}
     state |= {average_name(name): tensor for name, tensor in _random(shapes, seed + 2, device).items()}
     state[f"{AVERAGE}decay"] = torch.tensor(0.9999, device=device)
     state[f"{AVERAGE}num_updates"] = torch.tensor(150_000, dtype=torch.int32, device=device)
     stage = _random(layout.vq_shapes(), seed, device)
-    for prefix in (FIRST_STAGE, *CONDITIONS):
+    for prefix in stages:
         state |= {prefix + name: tensor for name, tensor in stage.items()}
-    return state | {name: buffer.to(device, torch.float32) for name, buffer in schedule_buffers().items()}
+    buffers = schedule_buffers(make_schedule(layout.schedule))
+    return state | {name: buffer.to(device, torch.float32) for name, buffer in buffers.items()}
 
 
 def sample_vqgan(layout: ReleasedLayout = REFLDM_LAYOUT, seed: int = 0, device: str = "cpu") -> dict[str, Tensor]:

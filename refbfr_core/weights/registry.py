@@ -21,7 +21,8 @@ class PublishedFile:
 
     page: the owners' page about it. url: the file itself. licence: what its owners allow, in a few words. sha256: of
     the file where it is known; otherwise it is recorded on the network's card when the file is first imported. name:
-    of the file, where the address does not end with it.
+    of the file, where the address does not end with it. note: what to know before using it, such as what it was
+    trained on.
     """
 
     page: str
@@ -29,6 +30,7 @@ class PublishedFile:
     licence: str
     sha256: str | None = None
     name: str = ""
+    note: str = ""
 
     @property
     def filename(self) -> str:
@@ -43,7 +45,8 @@ class NetworkEntry:
     `network_class` is called without arguments and returns the class; `recipe` is the name `refbfr train` knows, "" if
     nothing here trains it;
     `shipped` says that trained toy weights come with the package; `published` maps a profile other than "toy" to the
-    file its owners publish.
+    file its owners publish, `also` are other files that give the same network. `unpublished` says why there is no file
+    although the method is published: then a profile other than "toy" has what its user trained, or nothing.
     """
 
     name: str
@@ -52,6 +55,8 @@ class NetworkEntry:
     recipe: str
     shipped: bool = False
     published: MappingProxyType[str, PublishedFile] = field(default_factory=lambda: MappingProxyType({}))
+    also: tuple[PublishedFile, ...] = ()
+    unpublished: str = ""
 
 
 def _face_embedder() -> type:
@@ -143,6 +148,26 @@ def _pgdiff_arcface() -> MappingProxyType[str, PublishedFile]:
     return MappingProxyType({"paper": published})
 
 
+LDM_FFHQ = PublishedFile(
+    "https://github.com/CompVis/latent-diffusion#model-zoo",
+    "https://ommer-lab.com/files/latent-diffusion/ffhq.zip",
+    "none stated for the weights (the code is MIT); trained on FFHQ, non-commercial",
+    name="model.ckpt",
+    note="unpack the zip archive; trained on FFHQ, like LD-BFR itself, so results on FFHQ photographs are no test",
+)
+"""Unconditional latent diffusion on FFHQ with its VQGAN: what LD-BFR's authors started from."""
+
+LDM_CELEBAHQ = PublishedFile(
+    "https://huggingface.co/CompVis/ldm-celebahq-256",
+    "https://huggingface.co/CompVis/ldm-celebahq-256",
+    "Apache-2.0 (its page); trained on CelebA-HQ, non-commercial research",
+    note="a folder with unet/, vqvae/ and scheduler/; trained on CelebA-HQ, so results on CelebA-Test are contaminated",
+)
+"""The same topology trained on CelebA-HQ, in the layout of diffusers."""
+
+_NO_LDBFR = "LD-BFR's authors released no weights"
+
+
 NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
     {
         entry.name: entry
@@ -190,30 +215,42 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 "condition VQGAN of LD-BFR: its codebook is the vocabulary of clean faces, its decoder renders stage 1",
                 _vq_model,
                 "ldbfr-vqc",
+                shipped=True,
+                unpublished=_NO_LDBFR,
             ),
             NetworkEntry(
                 "ldbfr-vqo",
                 "output VQGAN of LD-BFR: latents of the diffusion, rendered at twice the side it reads",
                 _output_vq_model,
                 "ldbfr-vqo",
+                shipped=True,
+                published=MappingProxyType({"paper": LDM_FFHQ}),
+                also=(LDM_CELEBAHQ,),
             ),
             NetworkEntry(
                 "ldbfr-restorer",
                 "stage 1 of LD-BFR, DC-VQR: encoder of degraded faces and dual cross-attention over ldbfr-vqc's codes",
                 _vq_restorer,
                 "ldbfr-restorer",
+                shipped=True,
+                unpublished=_NO_LDBFR,
             ),
             NetworkEntry(
                 "ldbfr-restorer-plain",
                 "stage 1 of LD-BFR without dual cross-attention, the arm of its Fig. 7",
                 _vq_restorer,
                 "ldbfr-restorer-plain",
+                shipped=True,
+                unpublished=_NO_LDBFR,
             ),
             NetworkEntry(
                 "ldbfr-unet",
                 "unconditional latent diffusion of LD-BFR on ldbfr-vqo's latents",
                 _unet_2d,
                 "ldbfr-unet",
+                shipped=True,
+                published=MappingProxyType({"paper": LDM_FFHQ}),
+                also=(LDM_CELEBAHQ,),
             ),
             *(
                 NetworkEntry(
@@ -221,6 +258,8 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                     f"HQ-feature injection of LD-BFR into ldbfr-unet, variant {variant.upper()} of its Fig. 9",
                     _hq_injection,
                     f"ldbfr-hqi-{variant}",
+                    shipped=True,
+                    unpublished=_NO_LDBFR,
                 )
                 for variant in "abcd"
             ),

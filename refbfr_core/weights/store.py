@@ -27,7 +27,7 @@ from refbfr_core.devices import pick_device
 from refbfr_core.errors import ConfigError, OutputError, WeightsError
 from refbfr_core.files import output_error
 from refbfr_core.weights.card import FORMAT, check_card, render_card
-from refbfr_core.weights.registry import NETWORKS, NetworkEntry, check_profile, network_entry
+from refbfr_core.weights.registry import NETWORKS, NetworkEntry, PublishedFile, check_profile, network_entry
 
 MAX_FILE_BYTES = 6 * 2**20
 _SHARD_SIZE = "5MB"
@@ -73,7 +73,7 @@ def load_network(
     check_profile(profile)
     if root is not None:
         folder = Path(root) / name
-    elif profile in entry.published:
+    elif profile in entry.published or profile != "toy" and entry.unpublished:
         folder = published_root(profile) / name
         if not folder.exists():
             raise WeightsError(how_to_get(entry, profile))
@@ -98,7 +98,17 @@ def load_network(
 
 
 def how_to_get(entry: NetworkEntry, profile: str) -> str:
-    """What to download for a network of `profile`, from where, under which licence, and what to do with it."""
+    """What to download for a network of `profile`, from where, under which licence, and what to do with it.
+
+    For a network that nobody has released: where one's own belongs.
+    """
+    if profile not in entry.published:
+        return (
+            f"the {profile} profile of {entry.name!r} has nothing to load: {entry.unpublished}. Train it (refbfr train "
+            f"{entry.recipe} is the recipe of the small one), save it with save_network(..., {entry.name!r}, folder), "
+            f"and pass root=folder or move it into {published_root(profile)}. The toy profile works without: "
+            'profile="toy".'
+        )
     published = entry.published[profile]
     files = dict.fromkeys(
         other.published[profile].filename
@@ -108,8 +118,16 @@ def how_to_get(entry: NetworkEntry, profile: str) -> str:
     return (
         f"the {profile} profile of {entry.name!r} needs {published.filename}, which does not come with this package. "
         f"Its owners publish it at {published.page} (licence: {published.licence}): download {published.url}, then "
-        f'run: refbfr weights import {" ".join(files)}. The toy profile works without: profile="toy".'
+        f"run: refbfr weights import {' '.join(files)}. {_choices(entry, published)}The toy profile works without: "
+        'profile="toy".'
     )
+
+
+def _choices(entry: NetworkEntry, published: PublishedFile) -> str:
+    """The note on a file and the files that do as well, as sentences; "" without."""
+    note = f"Note: {published.note}. " if published.note else ""
+    others = [f"{other.filename} from {other.page} (licence: {other.licence}; {other.note})" for other in entry.also]
+    return note + (f"{' or '.join(others)} does as well. " if others else "")
 
 
 def save_network(
