@@ -98,21 +98,11 @@ def test_the_sheet_begins_with_the_most_used_code():
     assert [round(float(out[0, y, x]), 1) for y, x in ((0, 0), (0, 6), (6, 0))] == [0.3, 0.1, 0.2]
 
 
-def test_the_figure_of_use_shows_shares_and_varieties():
-    counts = torch.zeros(4, 2, 2, dtype=torch.int64)
-    counts[0], counts[1, 0, 0] = 3, 1
-    left, right = words.use_figure(counts).axes
-    shares = left.lines[0].get_ydata()
-    assert list(shares) == pytest.approx([100 * 12 / 13, 100 / 13])
-    assert list(left.lines[1].get_ydata()) == [25, 25] and left.get_yscale() == "log"
-    assert texts(right) == ["2", "1", "1", "1"]
-
-
 def test_share_maps_are_percentages_on_one_range():
     shares = {"mild": torch.tensor([[0.0, 0.25], [0.5, 1.0]]), "severe": torch.full((2, 2), 0.75)}
     left, right = words.share_map_figure(shares).axes
     assert texts(left) == ["0", "25", "50", "100"] and texts(right) == ["75"] * 4
-    assert left.images[0].get_clim() == right.images[0].get_clim() == (0, 100)
+    assert left.images[0].get_clim() == right.images[0].get_clim() == (0, 1)
     assert left.get_title() == "mild"
 
 
@@ -244,7 +234,7 @@ def test_deviation_and_difference_as_grey_pictures():
 
 
 def test_half_widths_as_text():
-    assert figures.half_width(Interval(21.5, 21.0, 22.5, 9)) == "+21.50 ± 0.75"
-    assert figures.half_width(Interval(21.5, 21.0, 22.5, 9), 1, signed=False) == "21.5 ± 0.8"
-    assert figures.half_width(Interval(-1e-9, -0.1, 0.1, 9), 1) == "+0.0 ± 0.1"
+    assert figures.half_width(Interval(21.5, 21.0, 22.5, 9)) == "21.50 ± 0.75"
+    assert figures.half_width(Interval(-21.5, -22.0, -20.0, 9), 1) == "-21.5 ± 1.0"
+    assert figures.half_width(Interval(-1e-9, -0.1, 0.1, 9), 1) == "0.0 ± 0.1"
     assert figures.half_width(None) == "–"

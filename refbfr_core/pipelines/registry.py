@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from refbfr_core.devices import pick_device
-from refbfr_core.errors import WeightsError, unknown_name
+from refbfr_core.errors import unknown_name
 from refbfr_core.pipelines.presets import SAMPLING
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import nn
 
-LDBFR_TRAINED = ("toy",)
-"""Profiles of LD-BFR whose networks come with the package. Its authors released none."""
 
 _CALL_DEFAULTS = ("num_inference_steps", "timestep_spacing", "guidance_scale")
 
@@ -81,17 +79,11 @@ def ldbfr_networks(
 ) -> dict[str, nn.Module]:
     """Networks of LD-BFR: part=name in `refbfr_core.weights.NETWORKS`.
 
-    Raises WeightsError for weights that are missing or damaged, and for a profile that nobody has released: it needs
-    `root`, the folder of one's own training. UnknownNameError: no such profile or network.
+    Raises WeightsError for weights that are missing or damaged; its authors released none for "paper", so there only
+    one's own training can be loaded. UnknownNameError: no such profile or network.
     """
     from refbfr_core.weights import load_network
-    from refbfr_core.weights.registry import check_profile
 
-    if root is None and check_profile(profile) not in LDBFR_TRAINED:
-        raise WeightsError(
-            f"the authors of LD-BFR released no weights, so its {profile} profile has none to load: train the networks "
-            f"yourself (refbfr train) and pass root=<their folder>. The toy profile works without: profile='toy'."
-        )
     return {part: load_network(name, profile, device, root=root) for part, name in names.items()}
 
 

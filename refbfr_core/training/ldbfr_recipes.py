@@ -108,13 +108,13 @@ class InjectionRecipe(Recipe):
     """
 
     network: str = "ldbfr-hqi-d"
-    steps: int = 1200
-    batch: int = 32
+    steps: int = 1500
+    batch: int = 16
     lr: float = 1e-3
     warmup: int = 100
     cooldown: float = 0.4
     ema: float = 0.995
-    eval_every: int = 600
+    eval_every: int = 500
     variant: str = "D"
     start: str = ""
     stage_one: str = ""
