@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +16,6 @@ from refbfr_core.images import from_network, to_network
 from refbfr_core.models.vq_restorer import decode_feature, encode_feature, look_up
 from refbfr_core.notebook.attention import tiled
 from refbfr_core.notebook.grids import blank_figure
-from refbfr_core.notebook.style import COLOURS
 from refbfr_core.pipelines.rows import in_groups
 
 if TYPE_CHECKING:
@@ -108,25 +106,17 @@ def sheet(patches: Tensor, counts: Tensor, columns: int = 16) -> Tensor:
     return tiled(list(patches[order]), columns)
 
 
-def use_figure(counts: Tensor) -> Figure:
-    """Left: the share of all places that each code takes, ranked. Right: how many codes ever stand at each place."""
-    figure, axes = blank_figure(1, 2, cell_width=3.2, cell_height=2.4)
-    total = counts.flatten(1).sum(1).sort(descending=True).values.double()
-    used = total[total > 0] / total.sum()
-    axes[0][0].plot(np.arange(1, len(used) + 1), 100 * used.numpy(), color=COLOURS[0])
-    axes[0][0].axhline(100 / len(total), color="black", linestyle=":", linewidth=1)
-    axes[0][0].set(xlabel="code, by rank", ylabel="share of all places, %", yscale="log")
-    _number_map(axes[0][1], (counts > 0).sum(0))
-    axes[0][1].set_title("different codes seen at each place")
-    return figure
-
-
 def share_map_figure(maps: dict[str, Tensor]) -> Figure:
     """Shares in [0, 1] for each place (h, w), in percent and on one fixed colour range, a panel a name."""
-    figure, axes = blank_figure(1, len(maps), cell_width=2.4, cell_height=2.5)
-    for ax, (name, values) in zip(axes[0], maps.items(), strict=True):
-        _number_map(ax, (100 * values).round().long(), limits=(0, 100))
-        ax.set_title(name)
+    figure, axes = blank_figure(1, len(maps), cell_width=1.8, cell_height=2.0)
+    for ax, (name, shares) in zip(axes[0], maps.items(), strict=True):
+        ax.imshow(shares.numpy(), vmin=0, vmax=1)
+        ax.set(xticks=[], yticks=[], title=name)
+        ax.grid(False)
+        for row, line in enumerate(shares.tolist()):
+            for column, share in enumerate(line):
+                shade = "white" if share < 0.6 else "black"
+                ax.text(column, row, f"{100 * share:.0f}", color=shade, fontsize=6.5, ha="center", va="center")
     return figure
 
 
@@ -196,15 +186,3 @@ def places_around(points: Tensor, side: int, reach: float = 0.06) -> Tensor:
             near_y = (low - reach <= y) & (y < low + 1 / side + reach)
             out |= near_y[:, None] & near_x[None, :]
     return out
-
-
-def _number_map(ax: object, values: Tensor, limits: tuple[int, int] | None = None) -> None:
-    """Whole numbers (h, w) as shades with the numbers written on them."""
-    low, high = limits or (0, max(1, int(values.max())))
-    ax.imshow(values.numpy(), vmin=low, vmax=high)
-    ax.set(xticks=[], yticks=[])
-    ax.grid(False)
-    for row, line in enumerate(values.tolist()):
-        for column, value in enumerate(line):
-            shade = "white" if value < low + 0.6 * (high - low) else "black"
-            ax.text(column, row, str(value), color=shade, fontsize=6.5, ha="center", va="center")

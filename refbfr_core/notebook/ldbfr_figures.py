@@ -51,7 +51,7 @@ def matrix_statistics(matrix: Tensor) -> dict[str, float]:
 
 def matrix_figure(matrices: Mapping[str, Tensor]) -> Figure:
     """Row-stochastic matrices (C, C) beside each other on one fixed scale, 0 to 1."""
-    figure, axes = blank_figure(1, len(matrices), cell_width=2.5, cell_height=2.5)
+    figure, axes = blank_figure(1, len(matrices), cell_width=2.1, cell_height=2.1)
     for ax, (name, matrix) in zip(axes[0], matrices.items(), strict=True):
         shown = ax.imshow(matrix.detach().cpu().numpy(), vmin=0, vmax=1, interpolation="nearest")
         ax.set(title=name, xlabel="channel of $F'_{HQ}$")
@@ -68,8 +68,8 @@ def bias_figure(biases: Mapping[str, Mapping[str, Sequence[Interval]]]) -> Figur
         biases: severity -> arm -> intervals of red, green and blue in grey levels.
     """
     arms = list(next(iter(biases.values())))
-    height = 0.7 + 0.42 * len(arms)
-    figure, axes = blank_figure(1, len(biases), cell_width=2.6, cell_height=height, sharey=True, sharex=True)
+    height = 0.7 + 0.36 * len(arms)
+    figure, axes = blank_figure(1, len(biases), cell_width=2.1, cell_height=height, sharey=True, sharex=True)
     for ax, (severity, own) in zip(axes[0], biases.items(), strict=True):
         for place, arm in enumerate(arms):
             for index, interval in enumerate(own[arm]):
@@ -139,7 +139,7 @@ def arm_interval_figure(
     severities = list(next(iter(next(iter(intervals.values())).values())))
     columns = min(len(intervals), 2)
     rows = math.ceil(len(intervals) / columns)
-    figure, axes = blank_figure(rows, columns, cell_width=3.5, cell_height=0.6 + 0.33 * len(arms), sharey=True)
+    figure, axes = blank_figure(rows, columns, cell_width=2.6, cell_height=0.5 + 0.25 * len(arms), sharey=True)
     panels = [ax for line in axes for ax in line]
     marks = {}
     for ax, (score, own) in zip(panels, intervals.items(), strict=False):
@@ -162,9 +162,9 @@ def arm_interval_figure(
     return figure
 
 
-def half_width(interval: Interval | None, digits: int = 2, signed: bool = True) -> str:
-    """An interval as "mean ± half its width", or a dash; `signed` writes a plus before positive means."""
+def half_width(interval: Interval | None, digits: int = 2) -> str:
+    """An interval as "mean ± half its width", or a dash."""
     if interval is None:
         return "–"
-    mean = f"{round(interval.mean, digits) + 0.0:{'+' if signed else ''}.{digits}f}"
-    return f"{mean} ± {(interval.high - interval.low) / 2:.{digits}f}"
+    # Adding zero turns a minus zero into a plus zero.
+    return f"{round(interval.mean, digits) + 0.0:.{digits}f} ± {(interval.high - interval.low) / 2:.{digits}f}"
