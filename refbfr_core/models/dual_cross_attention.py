@@ -48,7 +48,7 @@ class DualCrossAttention(ModelMixin, ConfigMixin):
         heads: of the spatial branch; d = C / heads.
         mode: "parallel", the sum printed in the paper, or "sequential", as released: the channel branch with a residual
             first, k = f'_HQ + f_CCA, then keys and values from k and a residual on f'_HQ, f_HQ = f'_HQ + f_SCA(k).
-        channel_scale: s is sqrt(N) if true and 1, as released, if not: without it a few entries take nearly all of a row.
+        channel_scale: s is sqrt(N) if true and 1, as released, if not: without it a few entries take most of a row.
 
     Raises:
         ConfigError: heads that do not divide the channels. UnknownNameError: another mode.
