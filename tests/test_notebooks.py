@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-LARGEST = 400_000
+LARGEST = 700_000
 
 pytestmark = pytest.mark.skipif(not NOTEBOOKS, reason="the notebooks come with a clone of the workbook")
 

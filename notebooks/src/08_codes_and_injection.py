@@ -128,7 +128,7 @@ print(f"its codes: {N} whole numbers below {K}, {math.log2(K):g} bits each: {N *
 
 # %%
 figure = words.numbered_figure(truth[hero], k_hero, side=2.0)
-book.save(figure, "08_written", kind="jpg", max_bytes=11_000, hero=hero,
+book.save(figure, "08_written", kind="jpg", max_bytes=25_000, hero=hero,
           alt="A drawn face under a grid of places; in each place stands the number of its code.")
 
 # %% [markdown]
@@ -142,9 +142,9 @@ figure = nb.image_grid(
     [[truth[hero], felt[0], said[hero]]],
     column_labels=["clean face", "from its\nfeature", "from its\ncodes"],
     captions=[["", f"{float(psnr(felt, truth[hero : hero + 1])):.1f} dB", f"{float(psnr(said, truth)[hero]):.1f} dB"]],
-    cell=0.85,
+    cell=1.32,
 )
-book.save(figure, "08_read_back", kind="jpg", max_bytes=8_000, hero=hero,
+book.save(figure, "08_read_back", kind="jpg", max_bytes=18_000, hero=hero,
           alt="A clean face, what the decoder makes of its feature, and what it makes of its codes: soft, in the right colours, without the small marks.")
 
 # %% [markdown]
@@ -159,7 +159,7 @@ counts = words.use_counts(codes, K)  # (K, h, w): how often each code stands at 
 total = counts.flatten(1).sum(dim=1)
 patches = F.interpolate(words.code_patches(pipe.vqc, codes, counts), scale_factor=0.625, mode="area")
 figure = pixel_figure(words.sheet(patches, counts))
-book.save(figure, "08_vocabulary", kind="jpg", max_bytes=25_000, crowd=crowd,
+book.save(figure, "08_vocabulary", kind="jpg", max_bytes=57_000, crowd=crowd,
           alt="A sheet of small windows, one for each code: pieces of background, hair, cheek, eyes, mouths and chins.")
 
 # %%
@@ -198,9 +198,9 @@ figure = nb.image_grid(
     list(zip(*columns)),
     row_labels=["where used", "in a face", "alone"],
     captions=[[f"code {k}\n{int(total[k])} uses" for k in four], [None] * 4, [None] * 4],
-    cell=0.72,
+    cell=1.12,
 )
-book.save(figure, "08_words_in_context", kind="jpg", max_bytes=11_500, codes=four,
+book.save(figure, "08_words_in_context", kind="jpg", max_bytes=26_000, codes=four,
           alt="Four columns of codes: a map of where each is used, a face with this code put at its usual place, and a picture of that code alone.")
 
 # %% [markdown]
@@ -241,7 +241,7 @@ print(f"without looking, the commonest code of the place: {span(100 * blind, 0)}
 print(f"E'_HQ, the clean picture with noise of 2 grey levels: {span(100 * faint, 1)} % differ")
 reader = "E_LQ without DCAM"
 figure = words.share_map_figure({name: (readers[reader][name] != codes[some]).double().mean(dim=0) for name in (severities[0], severe)})
-book.save(figure, "08_changed_places", max_bytes=8_000, people=measured,
+book.save(figure, "08_changed_places", max_bytes=15_000, people=measured,
           alt="Two maps of the places of a face, for mild and severe ruin, with the percentage of people whose code changes there.")
 
 # %% [markdown]
@@ -267,10 +267,10 @@ for name in (severities[0], severe):
     mine = readers[reader][name][hero]
     rows.append([lq[name][hero], *(spoken[who][name][hero] for who in readers), words.outlined(spoken[reader][name][hero], mine != codes[hero])])
 figure = nb.image_grid(
-    rows, row_labels=[severities[0], severe], cell=0.62,
+    rows, row_labels=[severities[0], severe], cell=0.96,
     column_labels=["ruined", "$E'_{HQ}$", "$E_{LQ}$\nwithout", "$E_{LQ}$\nwith", "without:\nchanged"],
 )
-book.save(figure, "08_ruined_words", kind="jpg", max_bytes=12_500, hero=hero,
+book.save(figure, "08_ruined_words", kind="jpg", max_bytes=29_000, hero=hero,
           alt="A face ruined mildly and severely; what the decoder makes of the codes that three encoders read in it; and which codes of the "
           "second one are not the clean picture's.")
 
@@ -311,9 +311,9 @@ nb.table(
 # %%
 figure = nb.image_grid(
     [[clean[name][1] for name in clean], [back[name][1] for name in clean]],
-    row_labels=["clean", "from its codes"], column_labels=list(clean), cell=0.7,
+    row_labels=["clean", "from its codes"], column_labels=list(clean), cell=1.08,
 )
-book.save(figure, "08_no_word", kind="jpg", max_bytes=8_500,
+book.save(figure, "08_no_word", kind="jpg", max_bytes=20_000,
           alt="A drawn face without and with a mole and with glasses, and below each what its codes say.")
 
 # %% [markdown]
@@ -373,7 +373,7 @@ print(f"attention of {heads} heads: {tuple(spatial_map.shape)}; channel matrix: 
 # %%
 matrices = {"unscaled, as released": figures.channel_matrix(heard[severe].degraded, False), "divided by √N": figures.channel_matrix(heard[severe].degraded, True)}
 figure = figures.matrix_figure({name: matrix[hero] for name, matrix in matrices.items()})
-book.save(figure, "08_channel_matrix", max_bytes=9_500, hero=hero, preset=severe,
+book.save(figure, "08_channel_matrix", max_bytes=18_000, hero=hero, preset=severe,
           alt="Two matrices of channels by channels on one scale: without the square root few entries are bright and all others dark, with it many are dim.")
 
 # %%
@@ -403,9 +403,9 @@ figure = nb.image_grid(
     [[lq[severe][hero], *(x[hero] for x in by_branch.values()), truth[hero]]],
     column_labels=["ruined", *(name.replace(": ", "\n") for name in branches), "truth"],
     captions=[["", *(f"{float(psnr(x, target)[hero]):.1f} dB" for x in by_branch.values()), ""]],
-    cell=0.75,
+    cell=1.16,
 )
-book.save(figure, "08_branches", kind="jpg", max_bytes=8_000, hero=hero, preset=severe,
+book.save(figure, "08_branches", kind="jpg", max_bytes=18_000, hero=hero, preset=severe,
           alt="One person: ruined, the picture of the codes alone, of the spatial branch, of the channel branch, of their sum, and the truth.")
 
 # %%
@@ -436,8 +436,8 @@ for what, point in asked.items():
     row = mean_map[int(place[1]) * w + int(place[0])].reshape(h, w)
     rows.append(nb.ring(nb.glow(lq[severe][hero], row, float(row.max())), (place + 0.5) / torch.tensor([w, h])))
     captions.append(f"{what}: top {float(row.max()):.0%},\nown {float(row[place[1], place[0]]):.0%}")
-figure = nb.image_grid([rows], captions=[captions], cell=0.95)
-book.save(figure, "08_where_a_place_looks", kind="jpg", max_bytes=7_500, hero=hero, preset=severe,
+figure = nb.image_grid([rows], captions=[captions], cell=1.47)
+book.save(figure, "08_where_a_place_looks", kind="jpg", max_bytes=17_000, hero=hero, preset=severe,
           alt="The ruined face three times, with a ring around the place that asks and a glow over the places of the codes that answer.")
 
 # %% [markdown]
@@ -487,9 +487,9 @@ arms = {"without DCAM": plain, "with DCAM": pipe}
 stage_one = {name: {arm: p.stage_one(p.features(lq[name])).cpu() for arm, p in arms.items()} for name in severities}
 figure = nb.image_grid(
     [[x[i] for i in (hero, other) for x in (lq[name], *stage_one[name].values())] for name in (severities[0], severe)],
-    row_labels=[severities[0], severe], column_labels=["ruined", "without\nDCAM", "with\nDCAM"] * 2, cell=0.66,
+    row_labels=[severities[0], severe], column_labels=["ruined", "without\nDCAM", "with\nDCAM"] * 2, cell=1.02,
 )
-book.save(figure, "08_dcam", kind="jpg", max_bytes=12_000, people=[hero, other],
+book.save(figure, "08_dcam", kind="jpg", max_bytes=28_000, people=[hero, other],
           alt="Two people, mildly and severely ruined, each restored by stage 1 without and with dual cross-attention.")
 
 # %% [markdown]
@@ -499,7 +499,7 @@ book.save(figure, "08_dcam", kind="jpg", max_bytes=12_000, people=[hero, other],
 # %%
 biases = {name: {arm: [mean_interval(each) for each in metrics.channel_bias(x, target).T] for arm, x in (("ruined", lq[name]), *stage_one[name].items())} for name in severities}
 figure = figures.bias_figure(biases)
-book.save(figure, "08_colour_bias", max_bytes=7_500, people=measured,
+book.save(figure, "08_colour_bias", max_bytes=14_000, people=measured,
           alt="Mean bias of red, green and blue with intervals for the ruined picture and for stage 1 without and with dual cross-attention, a panel for each severity.")
 
 # %%
@@ -562,7 +562,7 @@ nb.table(
 # %%
 small = torch.arange(16.0).reshape(4, 2, 2)
 figure = figures.shuffle_figure({"f": small, "$P_4(f)$": resample_condition(small[None], 4)[0]})
-nb.show(figure, max_bytes=8_000, alt="Four channels of two by two numbers become one channel of three by three: the three numbers of a place now stand beside each other.")
+nb.show(figure, max_bytes=15_000, alt="Four channels of two by two numbers become one channel of three by three: the three numbers of a place now stand beside each other.")
 
 # %%
 f_hq, latent_side = heard[severe].restored[hero : hero + 1], pipe.unet.config.sample_size
@@ -690,7 +690,7 @@ print(watched.settings)
 frames = []
 for z_t, z_0 in zip(watched.trace.stack("x_t"), watched.trace.stack("x0")):
     frames.append(torch.cat([figures.latent_pictures(pipe.vqo, latents[:1])[0] for latents in (z_t, z_0)], dim=2))
-nb.frame_strip(frames, [f"t = {t}" for t in watched.trace.kept_timesteps], width=256, still_frames=1, max_bytes=10_000,
+nb.frame_strip(frames, [f"t = {t}" for t in watched.trace.kept_timesteps], width=256, still_frames=1, max_bytes=23_000,
                alt="A face being drawn: the noisy latents decoded on the left, the estimate of the clean latents on the right, at successive timesteps.")
 
 # %% [markdown]
@@ -715,9 +715,9 @@ figure = nb.image_grid(
     [[lq[name][hero], *x[:2], x.mean(dim=0), figures.spread(x, full)] for name, x in drawings.items()],
     row_labels=list(drawings), column_labels=["ruined", "one seed", "another", f"mean of {draws}", "deviation"],
     captions=[[None, *(f"IDS {value:.2f}" for value in ids(torch.cat([x[:2], x.mean(dim=0, keepdim=True)]), truth[hero].expand(3, -1, -1, -1))), f"{spreads[name]:.1f} levels"]
-              for name, x in drawings.items()], cell=0.72,
+              for name, x in drawings.items()], cell=1.12,
 )
-book.save(figure, "08_seeds", kind="jpg", max_bytes=10_000, draws=draws, hero=hero,
+book.save(figure, "08_seeds", kind="jpg", max_bytes=23_000, draws=draws, hero=hero,
           alt="One person, mildly and severely ruined: two drawings from different seeds, the mean of several, and a map of their deviation.")
 
 # %% [markdown]
@@ -749,9 +749,9 @@ figure = nb.image_grid(
     [[x[row] for x in columns.values()] for row in range(len(pair))],
     column_labels=[{"stage 1": "stage 1\nalone", "D": "D, the\nmethod"}.get(name, name) for name in columns],
     captions=[[below.get(name, [""] * len(pair))[row] for name in columns] for row in range(len(pair))],
-    cell=0.7,
+    cell=1.08,
 )
-book.save(figure, "08_variants", kind="jpg", max_bytes=15_000, people=pair, preset=severe,
+book.save(figure, "08_variants", kind="jpg", max_bytes=34_000, people=pair, preset=severe,
           alt="Two severely ruined people: stage 1 alone, three variants of injection A to D from the same noise, and the truth, with identity scores below.")
 
 # %% [markdown]
@@ -786,7 +786,7 @@ panels = {name: f"{scores[name]}, arm − D" for name in ("psnr", "ids", "textur
 figure = figures.arm_interval_figure(
     {name: {arm: {severity: differences.loc[(arm, severity), name] for severity in severities} for arm in arms_shown} for name in panels}, panels
 )
-book.save(figure, "08_ablations", max_bytes=10_500, recorded=recording.about["date"],
+book.save(figure, "08_ablations", max_bytes=20_000, recorded=recording.about["date"],
           alt="Paired differences of stage 1 and of the variants A, B and C to the whole method, with intervals, for three severities: PSNR, identity, textures "
           "and colour shift.")
 
@@ -910,9 +910,9 @@ full = 40 / 255
 figure = nb.image_grid(
     [[lq[severe][hero], *before.values()], [truth[donor], *after.values()],
      [None, *(words.outlined(figures.difference(before[name], after[name], full), region) for name in before)]],
-    row_labels=["own codes", "donor's eyes", "difference"], column_labels=["ruined,\ndonor", "without\nDCAM", "with\nDCAM", "whole\nmethod"], cell=0.75,
+    row_labels=["own codes", "donor's eyes", "difference"], column_labels=["ruined,\ndonor", "without\nDCAM", "with\nDCAM", "whole\nmethod"], cell=1.16,
 )
-book.save(figure, "08_other_eyes", kind="jpg", max_bytes=10_500, hero=hero, donor=donor, preset=severe,
+book.save(figure, "08_other_eyes", kind="jpg", max_bytes=24_000, hero=hero, donor=donor, preset=severe,
           alt="The ruined face restored from its own codes and with another person's eye codes, by stage 1 without and with attention and by the whole method, "
           "and where each changed, with the edited blocks framed.")
 
