@@ -820,8 +820,11 @@ for verdict, count in claims.verdict.value_counts().items():
 
 # %% [markdown]
 # Some of these verdicts go against the paper, and the study cannot say whether the method or its small copy is to blame: our
-# networks are very much smaller (section 8) and were trained briefly on a CPU. What can be tested here is where the whole method loses identity and fidelity against stage 1. Three suspects: the output decoder, which may be unable to
-# draw the person; the dice, since a sharp drawing is one of many faces that fit while a soft picture is nearly their mean; and
+# networks are very much smaller (section 8) and were trained briefly on a CPU. Nor do A to D compare mechanisms alone: after
+# equally many steps, those with more parameters (table above) are ahead.
+#
+# What can be tested here is where the whole method loses identity and fidelity against stage 1. Three suspects: the output
+# decoder, which may be unable to draw the person; the dice, since a sharp drawing is one of many faces that fit while a soft picture is nearly their mean; and
 # the injection, which may not pass on what $f_{HQ}$ knows. So we ask the decoder to redraw the clean picture, average several
 # drawings, and hand the diffusion the feature of the *clean* face, $\hat f_{HQ}$, which leaves nothing to guess.
 
