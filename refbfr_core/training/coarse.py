@@ -13,11 +13,10 @@ from refbfr_core.faces.dataset import FaceCache
 from refbfr_core.images import from_network, to_network
 from refbfr_core.models.adm_unet import zero_output
 from refbfr_core.models.coarse import CoarseNet
-from refbfr_core.training.data import mirror_half, pictures, share_of
+from refbfr_core.training.data import pictures, ruined_pairs
 from refbfr_core.training.first_stage import edge_difference
 from refbfr_core.training.loop import Batch, Metrics, TrainingState
 from refbfr_core.training.pdgrad_recipes import CoarseRecipe
-from refbfr_core.training.randomness import numbers, shuffled
 
 VAL_PICTURES = 64
 
@@ -38,15 +37,7 @@ class CoarseTask:
 
     def batch(self, step: int, rank: int, world: int) -> Batch:
         """Clean and ruined faces, both (b, 3, H, W) in [-1, 1]; the process's pictures share one preset in a step."""
-        recipe = self.recipe
-        part = share_of(rank, world, recipe.batch)
-        chosen = shuffled(recipe.seed, step, len(self.images) * recipe.views, recipe.batch)[part]
-        draws = numbers(recipe.seed, 11, step, rank)
-        clean = pictures(self.images, *np.divmod(chosen, recipe.views))
-        clean = mirror_half(clean, draws) if recipe.flips else clean
-        degradation = self.degradations[int(draws.integers(len(self.degradations)))]
-        ruined = degradation(clean, seeds=[int(seed) for seed in draws.integers(0, 2**31, len(clean))])[0]
-        return {"clean": to_network(clean), "ruined": to_network(ruined)}
+        return ruined_pairs(self.images, self.recipe, self.degradations, step, rank, world)
 
     def loss(self, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """Absolute error and difference of gradients, in [-1, 1] units."""

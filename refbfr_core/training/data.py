@@ -17,7 +17,8 @@ from torch import Tensor
 from refbfr_core.degradation import Degradation
 from refbfr_core.errors import CacheError
 from refbfr_core.faces.dataset import FaceCache, toy_faces
-from refbfr_core.training.randomness import numbers
+from refbfr_core.images import to_network
+from refbfr_core.training.randomness import numbers, shuffled
 from refbfr_core.training.recipes import Recipe
 
 VAL_VIEWS = 4
@@ -136,6 +137,24 @@ def turn_hue(images: Tensor, angle: Tensor) -> Tensor:
 def mirror_half(images: Tensor, draws: np.random.Generator) -> Tensor:
     """Mirror each picture (B, C, H, W) with probability one half."""
     return torch.where(torch.from_numpy(draws.random((len(images), 1, 1, 1)) < 0.5), images.flip(-1), images)
+
+
+def ruined_pairs(
+    images: Any, recipe: Any, degradations: Sequence[Degradation], step: int, rank: int, world: int
+) -> dict[str, Tensor]:
+    """This process's share of a step's pairs: "clean" and "ruined" faces, both (b, 3, H, W) in [-1, 1].
+
+    `recipe` has `seed`, `views`, `batch` and `flips` (mirror half of the faces); one of `degradations` is drawn for all
+    pictures of the process.
+    """
+    part = share_of(rank, world, recipe.batch)
+    chosen = shuffled(recipe.seed, step, len(images) * recipe.views, recipe.batch)[part]
+    draws = numbers(recipe.seed, 11, step, rank)
+    clean = pictures(images, *np.divmod(chosen, recipe.views))
+    clean = mirror_half(clean, draws) if recipe.flips else clean
+    degradation = degradations[int(draws.integers(len(degradations)))]
+    ruined = degradation(clean, seeds=[int(seed) for seed in draws.integers(0, 2**31, len(clean))])[0]
+    return {"clean": to_network(clean), "ruined": to_network(ruined)}
 
 
 def random_crops(images: Tensor, size: int, draws: np.random.Generator) -> Tensor:

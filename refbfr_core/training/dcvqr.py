@@ -14,10 +14,9 @@ from refbfr_core.degradation import Degradation
 from refbfr_core.faces.dataset import FaceCache
 from refbfr_core.images import from_network, to_network
 from refbfr_core.models.vq_restorer import VQRestorer, decode_feature, encode_feature, look_up, restore_features
-from refbfr_core.training.data import mirror_half, pictures, share_of
+from refbfr_core.training.data import pictures, ruined_pairs
 from refbfr_core.training.ldbfr_recipes import DCVQRRecipe
 from refbfr_core.training.loop import Batch, Metrics, TrainingState
-from refbfr_core.training.randomness import numbers, shuffled
 from refbfr_core.weights import load_network, read_card, shipped_root
 
 VAL_PICTURES = 64
@@ -61,15 +60,7 @@ class DCVQRTask:
 
     def batch(self, step: int, rank: int, world: int) -> Batch:
         """Clean and ruined faces, both (b, 3, H, W) in [-1, 1]; the process's pictures share one preset in a step."""
-        recipe = self.recipe
-        part = share_of(rank, world, recipe.batch)
-        chosen = shuffled(recipe.seed, step, len(self.images) * recipe.views, recipe.batch)[part]
-        draws = numbers(recipe.seed, 11, step, rank)
-        clean = pictures(self.images, *np.divmod(chosen, recipe.views))
-        clean = mirror_half(clean, draws) if recipe.flips else clean
-        degradation = self.degradations[int(draws.integers(len(self.degradations)))]
-        ruined = degradation(clean, seeds=[int(seed) for seed in draws.integers(0, 2**31, len(clean))])[0]
-        return {"clean": to_network(clean), "ruined": to_network(ruined)}
+        return ruined_pairs(self.images, self.recipe, self.degradations, step, rank, world)
 
     def loss(self, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """Equation 4: mean squared error of the feature (eq. 2) and of the picture (eq. 3)."""
