@@ -92,10 +92,10 @@ def load_textures(device: torch.device | str | None = None, folder: str | Path |
     Raises:
         WeightsError: the judge or the whitening is missing or altered, or they do not belong together.
     """
-    from refbfr_core.weights import load_network
+    from refbfr_core.weights import load_network, weights_digest
 
     tensors, about = read_statistics(folder, NAME, ("mean", "projection"), _CURE)
-    if about["judge"] != _judge_digest():
+    if about["judge"] != weights_digest("judge"):
         raise WeightsError(f"{NAME} was fitted to another judge ({about['judge'][:12]}…). {_CURE}")
     judge = load_network("judge", device=device)
     return TextureFeatures(judge, **tensors).to(next(judge.parameters()).device).eval()
@@ -103,7 +103,7 @@ def load_textures(device: torch.device | str | None = None, folder: str | Path |
 
 def main(arguments: list[str] | None = None) -> Path:
     """The command: draw, fit, write; returns the path that was written."""
-    from refbfr_core.weights import load_network
+    from refbfr_core.weights import load_network, weights_digest
 
     parser = argparse.ArgumentParser(prog=_COMMAND, description="Fit the whitening of the judge's textures.")
     parser.add_argument("--people", type=int, default=256, help="people of the split 'train'")
@@ -117,22 +117,10 @@ def main(arguments: list[str] | None = None) -> Path:
         "summary": "Whitening of texture statistics behind the judge's stem and first stage, on clean drawn faces.",
         "limits": "Knows drawn faces of 128 pixels, through the shipped judge only; hardly sees weak noise and JPEG.",
         "command": f"{_COMMAND} --people {options.people} --views {options.views} --seed {options.seed}",
-        "judge": _judge_digest(),
+        "judge": weights_digest("judge"),
         "components": COMPONENTS,
         "pictures": len(images),
     }
     return write_statistics(
         options.out, NAME, {"mean": fitted.mean, "projection": fitted.projection}, about | made_from
     )
-
-
-def _judge_digest() -> str:
-    """SHA-256 of the judge's weights, from its card; `load_network` checks that the file is that one."""
-    from refbfr_core.weights.store import read_card, shipped_root
-
-    files = read_card(shipped_root("toy") / "judge")["files"]
-    return next(item["sha256"] for item in files if item["name"].endswith(".safetensors"))
-
-
-if __name__ == "__main__":
-    print(main())  # noqa: T201 - a command tells what it wrote

@@ -17,9 +17,8 @@ from refbfr_core.faces.shards import FORMAT, PEOPLE_PER_SHARD, ShardedArray, Sha
 from refbfr_core.images import to_network
 from refbfr_core.models.first_stage import pixels_per_latent
 from refbfr_core.models.vq_restorer import restore_features
-from refbfr_core.training.dcvqr import digest
 from refbfr_core.training.latents import seeds_of
-from refbfr_core.weights import load_network
+from refbfr_core.weights import load_network, weights_digest
 
 _CHUNK = 12
 
@@ -46,7 +45,7 @@ class FeatureCache(ShardedCache):
     ) -> None:
         self.faces, self.stage_one, self.device = faces, stage_one, device
         self.degradations, self.variants = tuple(degradations), int(variants)
-        self.digests = [digest(stage_one, name) for name in ("ldbfr-vqc", "ldbfr-restorer")]
+        self.digests = [weights_digest(name, stage_one)[:12] for name in ("ldbfr-vqc", "ldbfr-restorer")]
         vq = load_network("ldbfr-vqc", device="cpu", root=stage_one or None)
         self.numbers = vq.config.vq_embed_dim * (faces.resolution // pixels_per_latent(vq)) ** 2
         name = f"features-{faces.folder.name}-{self.variants}lq-{'-'.join(each[:8] for each in self.digests)}"

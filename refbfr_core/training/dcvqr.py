@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from refbfr_core.models.vq_restorer import VQRestorer, decode_feature, encode_fe
 from refbfr_core.training.data import pictures, ruined_pairs
 from refbfr_core.training.ldbfr_recipes import DCVQRRecipe
 from refbfr_core.training.loop import Batch, Metrics, TrainingState
-from refbfr_core.weights import load_network, read_card, shipped_root
+from refbfr_core.weights import load_network, weights_digest
 
 VAL_PICTURES = 64
 SEVERITIES = ("toy-ldbfr-mild", "toy-ldbfr-medium", "toy-ldbfr-severe")
@@ -48,7 +47,7 @@ class DCVQRTask:
         self.facts: dict[str, Any] = {
             "people": len(self.images),
             "faces": train.folder.name,
-            "ldbfr-vqc": digest(root, "ldbfr-vqc"),
+            "ldbfr-vqc": weights_digest("ldbfr-vqc", root)[:12],
         }
         self.memory: dict[str, Tensor] = {}
         with torch.random.fork_rng(devices=[]):
@@ -114,9 +113,3 @@ def stage_one_report(restorer: VQRestorer, vq: VQModel, val: FaceCache) -> dict[
         same = [(each.codes == wanted).float().mean((1, 2)) for each, wanted in zip(made, right, strict=True)]
         report[f"codes_{name}"] = float(torch.cat(same).mean())
     return report
-
-
-def digest(root: str | Path | None, name: str) -> str:
-    """Beginning of the SHA-256 of a network's weights, so that a record says what a training stood on."""
-    files = read_card((Path(root) if root else shipped_root("toy")) / name)["files"]
-    return next(each["sha256"] for each in files if each["name"].endswith(".safetensors"))[:12]

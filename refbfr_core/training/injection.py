@@ -13,14 +13,13 @@ from refbfr_core.diffusion import make_schedule
 from refbfr_core.models.injected_unet import HQInjection, denoise_injected
 from refbfr_core.training.condition_features import FeatureCache
 from refbfr_core.training.data import share_of
-from refbfr_core.training.dcvqr import digest
 from refbfr_core.training.latent_prior import denoising_error, noisy_batch, weighted_error
 from refbfr_core.training.latents import LatentCache
 from refbfr_core.training.ldbfr_recipes import InjectionRecipe
 from refbfr_core.training.loop import Batch, Metrics, TrainingState
 from refbfr_core.training.mechanisms import plain_attention
 from refbfr_core.training.randomness import numbers, shuffled
-from refbfr_core.weights import load_network
+from refbfr_core.weights import load_network, weights_digest
 
 
 class InjectedNetwork(nn.Module):
@@ -50,7 +49,7 @@ class InjectionTask:
             "people": len(self.features),
             "latents": latents[0].folder.name,
             "features": latents[1].folder.name,
-            "ldbfr-unet": digest(recipe.start or None, "ldbfr-unet"),
+            "ldbfr-unet": weights_digest("ldbfr-unet", recipe.start)[:12],
         }
         self.memory: dict[str, Tensor] = {}
         with torch.random.fork_rng(devices=[]):

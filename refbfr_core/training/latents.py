@@ -21,7 +21,7 @@ from refbfr_core.errors import CacheError
 from refbfr_core.faces.dataset import FaceCache
 from refbfr_core.faces.shards import FORMAT, PEOPLE_PER_SHARD, ShardedArray, ShardedCache, write_shard
 from refbfr_core.models import encode_latents
-from refbfr_core.weights import load_network, read_card
+from refbfr_core.weights import load_network, weights_digest
 
 _CHUNK = 12
 
@@ -56,10 +56,7 @@ class LatentCache(ShardedCache):
         self.faces, self.first_stage, self.device, self.network = faces, first_stage, device, network
         self.degradations, self.variants = tuple(degradations), int(variants)
         self.flips, self.patch_size = bool(flips), int(patch_size)
-        card_folder = _network_folder(first_stage, network)
-        self.digest = next(f["sha256"] for f in read_card(card_folder)["files"] if f["name"].endswith(".safetensors"))[
-            :12
-        ]
+        self.digest = weights_digest(network, first_stage)[:12]
         kind = f"{variants}lq-{'flips' if flips else 'plain'}-patch{patch_size}"
         super().__init__(Path(root) / f"latents-{faces.folder.name}-{kind}-{self.digest}", faces.identities)
 
@@ -159,9 +156,3 @@ def encode_shard(
 def seeds_of(keys: Iterable[Sequence[int]]) -> list[int]:
     """A seed for each key of non-negative integers."""
     return [int(np.random.SeedSequence(key).generate_state(1)[0]) for key in keys]
-
-
-def _network_folder(first_stage: str | Path | None, network: str) -> Path:
-    from refbfr_core.weights import shipped_root
-
-    return (Path(first_stage) if first_stage else shipped_root("toy")) / network

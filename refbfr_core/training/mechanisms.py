@@ -19,7 +19,7 @@ from refbfr_core.training.latents import LatentCache
 from refbfr_core.training.loop import Batch, Metrics
 from refbfr_core.training.recipes import MechanismRecipe, PlainRecipe, Recipe, as_dict
 from refbfr_core.training.refldm import RefLDMTask
-from refbfr_core.weights import load_network, read_card
+from refbfr_core.weights import load_network, weights_digest
 
 LIMITS = "Knows procedurally drawn faces only. A restored face is a guess."
 
@@ -59,8 +59,7 @@ class MechanismTask(RefLDMTask):
                 f"the network in {recipe.start} has widths {tuple(plain.config.block_out_channels)}, the recipe "
                 f"{recipe.widths}; pass its widths, so that the record says what was trained."
             )
-        files = read_card(Path(recipe.start) / "refldm-unet")["files"]
-        self.facts["start"] = next(each["sha256"] for each in files if each["name"].endswith(".safetensors"))[:12]
+        self.facts["start"] = weights_digest("refldm-unet", recipe.start)[:12]
         slots = len(recipe.reference_counts) - 1
         self.network: ReferenceMechanism = make_mechanism(recipe.mechanism, plain, slots, recipe.seed)
         self.network.requires_grad_(True)

@@ -7,7 +7,6 @@ variance only (its mean is held fixed).
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,7 @@ from refbfr_core.training.loop import Batch, Metrics, TrainingState
 from refbfr_core.training.pdgrad_recipes import PixelDiffusionRecipe
 from refbfr_core.training.randomness import generator, numbers, shuffled
 from refbfr_core.training.refldm import BANDS, min_snr_weights, spread_timesteps
-from refbfr_core.weights import load_network
-from refbfr_core.weights.store import read_card
+from refbfr_core.weights import load_network, weights_digest
 
 VAL_PICTURES = 48
 
@@ -43,8 +41,7 @@ class PixelDiffusionTask:
             self.network = make_pixel_denoiser(recipe)
         if recipe.start:
             self.network.load_state_dict(load_network(recipe.network, device="cpu", root=recipe.start).state_dict())
-            files = read_card(Path(recipe.start) / recipe.network)["files"]
-            self.facts["start"] = next(each["sha256"] for each in files if each["name"].endswith(".safetensors"))[:12]
+            self.facts["start"] = weights_digest(recipe.network, recipe.start)[:12]
         self.module = self.network
 
     def batch(self, step: int, rank: int, world: int) -> Batch:

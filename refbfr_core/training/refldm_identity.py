@@ -25,7 +25,7 @@ from refbfr_core.training.loop import Batch, Metrics
 from refbfr_core.training.randomness import generator
 from refbfr_core.training.recipes import RefLDMIdentityRecipe
 from refbfr_core.training.refldm import BANDS, RefLDMTask, min_snr_weights
-from refbfr_core.weights import load_network, read_card, shipped_root
+from refbfr_core.weights import load_network, weights_digest
 
 _CHUNK = 12
 _REPORT_TIMESTEPS = (100, 300, 500, 700, 900)
@@ -42,7 +42,7 @@ class IdentityTargets(ShardedCache):
 
     def __init__(self, root: str | Path, latents: LatentCache, embedder: str = "guide", device: str = "cpu") -> None:
         self.latents, self.embedder, self.device = latents, embedder, device
-        self.digest = _digest(embedder)
+        self.digest = weights_digest(embedder)[:12]
         super().__init__(Path(root) / f"targets-{embedder}-{self.digest}-{latents.folder.name}", latents.identities)
 
     @property
@@ -89,7 +89,8 @@ class RefLDMIdentityTask(RefLDMTask):
         self.targets = targets
         self.vq = load_first_stage(recipe.first_stage or None)
         self.embedder = load_network(recipe.embedder, device="cpu")
-        self.facts |= {"start": _digest("refldm-unet", recipe.start), "embedder": _digest(recipe.embedder)}
+        self.facts["start"] = weights_digest("refldm-unet", recipe.start)[:12]
+        self.facts["embedder"] = weights_digest(recipe.embedder)[:12]
 
     def batch(self, step: int, rank: int, world: int) -> Batch:
         """As `RefLDMTask.batch`; with an identity loss also ``targets`` (P k, D)."""
@@ -175,8 +176,3 @@ def embed_shard(
     flat = clean.flatten(0, 2)
     parts = [identity_targets(vq, part.to(device), network, patch_size).cpu() for part in flat.split(_CHUNK)]
     return write_shard(target, {"embeddings": torch.cat(parts).unflatten(0, clean.shape[:3]).numpy()})
-
-
-def _digest(name: str, root: str | Path = "") -> str:
-    files = read_card((Path(root) if root else shipped_root("toy")) / name)["files"]
-    return next(file["sha256"] for file in files if file["name"].endswith(".safetensors"))[:12]

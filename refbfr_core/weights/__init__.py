@@ -21,6 +21,7 @@ _EXPORTS = {
     "save_network": "store",
     "read_card": "store",
     "verify_network": "store",
+    "weights_digest": "store",
     "shipped_root": "store",
     "published_root": "store",
     "import_published": "published_import",

@@ -161,6 +161,16 @@ def save_network(
     return root / name
 
 
+def weights_digest(name: str, root: str | Path | None = None) -> str:
+    """SHA-256 of the weights of a network, from its card; of the first file where there are several.
+
+    `root` is a folder of exported networks; None or "" stands for the shipped ones. `load_network` checks that the
+    files are those of the card. Raises `WeightsError` when the card is missing or not readable.
+    """
+    files = read_card((Path(root) if root else shipped_root("toy")) / name)["files"]
+    return next(file["sha256"] for file in files if file["name"].endswith(".safetensors"))
+
+
 def read_card(folder: str | Path) -> dict[str, Any]:
     """The record `card.json` of one network's folder; raises `WeightsError` when it is missing or not readable."""
     path = Path(folder) / _CARD
