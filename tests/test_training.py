@@ -88,7 +88,7 @@ def test_resumed_equals_uninterrupted(name, data, first_stage, tmp_path, monkeyp
 
 
 # LD-BFR's stages stand on each other; test_training_ldbfr.py trains them as a chain.
-ALONE = [name for name in RECIPES if RECIPES[name].network in NETWORKS and not name.startswith("ldbfr")]
+ALONE = [name for name in RECIPES if RECIPES[name].network in NETWORKS and not name.startswith(("ldbfr", "diffmac"))]
 
 
 @pytest.mark.parametrize("name", ALONE)

@@ -98,7 +98,11 @@ def noisy_batch(clean: Tensor, schedule: Schedule, seed: int, step: int, rank: i
 
 def weighted_error(module: nn.Module, batch: Batch, schedule: Schedule, recipe: Any) -> tuple[Tensor, Metrics]:
     """Loss of a step with the recipe's weights, and its unweighted mean by timestep band."""
-    error = denoising_error(module, batch, schedule, recipe.prediction)
+    return weighted_mean(denoising_error(module, batch, schedule, recipe.prediction), batch, schedule, recipe)
+
+
+def weighted_mean(error: Tensor, batch: Batch, schedule: Schedule, recipe: Any) -> tuple[Tensor, Metrics]:
+    """The mean of errors (B,) with the recipe's weights, and by timestep band without them."""
     weights = min_snr_weights(schedule, batch["timesteps"], recipe.min_snr).to(error.device)
     band, metrics = batch["timesteps"] * BANDS // len(schedule), {}
     for index in range(BANDS):
@@ -112,11 +116,17 @@ def denoising_error(module: nn.Module, batch: Batch, schedule: Schedule, predict
     noisy = add_noise(batch["clean"], batch["noise"], batch["timesteps"], schedule)
     given = (batch["condition"],) if "condition" in batch else ()
     predicted = module(noisy, batch["timesteps"], *given)
-    predicted = (predicted if isinstance(predicted, Tensor) else predicted.sample).float()
+    return prediction_error(
+        predicted if isinstance(predicted, Tensor) else predicted.sample, batch, schedule, prediction
+    )
+
+
+def prediction_error(predicted: Tensor, batch: Batch, schedule: Schedule, prediction: str) -> Tensor:
+    """(B,) mean squared error of a prediction of the noise, or of the velocity, in `batch`."""
     target = batch["noise"]
     if prediction == "v_prediction":
         target = predict_v(batch["clean"], batch["noise"], batch["timesteps"], schedule)
-    return (predicted - target).square().mean((1, 2, 3))
+    return (predicted.float() - target).square().mean((1, 2, 3))
 
 
 def _views(latents: Any) -> Tensor:

@@ -14,20 +14,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import VQModel
+from diffusers import AutoencoderKL, VQModel
 
 from refbfr_core.degradation import Degradation
 from refbfr_core.errors import CacheError
 from refbfr_core.faces.dataset import FaceCache
 from refbfr_core.faces.shards import FORMAT, PEOPLE_PER_SHARD, ShardedArray, ShardedCache, write_shard
 from refbfr_core.models import encode_latents
-from refbfr_core.weights import load_network, weights_digest
+from refbfr_core.models.moments import encode_moments
+from refbfr_core.weights import load_network, network_entry, weights_digest
 
 _CHUNK = 12
 
 
 class LatentCache(ShardedCache):
     """Un-quantised latents of a `FaceCache`, float16, scaled and folded into patches as the denoiser sees them.
+
+    Of a KL autoencoder it holds the moments instead, (8, h, w) and not scaled, see `refbfr_core.models.moments`.
 
     Parameters
     ----------
@@ -84,9 +87,11 @@ class LatentCache(ShardedCache):
         }
 
     def nbytes(self) -> int:
-        """Bytes of the complete cache, for a first stage that keeps a twelfth of the numbers of a picture."""
+        """Bytes of the complete cache, for a first stage that keeps a twelfth of the numbers of a picture, moments
+        twice as many."""
         pictures = self.identities * self.faces.views * (2 if self.flips else 1) * (1 + self.variants)
-        return pictures * self.faces.resolution**2 // 4 * 2
+        moments = issubclass(network_entry(self.network).network_class(), AutoencoderKL)
+        return pictures * self.faces.resolution**2 // 4 * 2 * (2 if moments else 1)
 
     def _prepare(self) -> None:
         if self.faces.ready < self.identities:
@@ -103,7 +108,9 @@ class LatentCache(ShardedCache):
         return make, ((self.shard(r.start), self.faces.shard(r.start) / "images.npy", r.start, len(r)) for r in missing)
 
 
-def load_first_stage(folder: str | Path | None, device: str = "cpu", network: str = "refldm-vq") -> VQModel:
+def load_first_stage(
+    folder: str | Path | None, device: str = "cpu", network: str = "refldm-vq"
+) -> VQModel | AutoencoderKL:
     """The first stage from a folder of exported networks, or (None, "") the one shipped with the package."""
     return load_network(network, device=device, root=folder or None)
 
@@ -128,6 +135,8 @@ def encode_shard(
     What happens to a picture depends on (seed, person, mirrored, view, variant) only.
     """
     vq = load_first_stage(first_stage, device, network)
+    kl = isinstance(vq, AutoencoderKL)
+    encode = partial(encode_moments, vq) if kl else partial(encode_latents, vq, patch_size=patch_size)
     presets = [Degradation.preset(name) for name in degradations]
     images = np.load(pictures, mmap_mode="r")[:count]
     clean, ruined = [], []
@@ -140,9 +149,7 @@ def encode_shard(
                 keys = ([seed, start + offset, mirrored, view, variant] for view in range(len(y)))
                 versions.append(presets[variant % len(presets)](y, seeds=seeds_of(keys))[0])
             stacked = torch.stack(versions, 1).flatten(0, 1)  # views first, so that one reshape gives (views, versions)
-            latents = torch.cat(
-                [encode_latents(vq, part.to(device), patch_size).cpu() for part in stacked.split(_CHUNK)]
-            )
+            latents = torch.cat([encode(part.to(device)).cpu() for part in stacked.split(_CHUNK)])
             latents = latents.half().unflatten(0, (len(y), 1 + variants)).numpy()
             clean.append(latents[:, 0])
             ruined.append(latents[:, 1:])

@@ -18,15 +18,24 @@ from refbfr_core.training.coarse import CoarseTask
 from refbfr_core.training.condition_features import FeatureCache
 from refbfr_core.training.data import open_faces
 from refbfr_core.training.dcvqr import DCVQRTask
+from refbfr_core.training.diffmac_base import DiffusionBaseTask
+from refbfr_core.training.diffmac_recipes import (
+    KLFirstStageRecipe,
+    MomentDiffusionRecipe,
+    StageOneRecipe,
+    StageTwoRecipe,
+)
 from refbfr_core.training.embedder import EmbedderTask
 from refbfr_core.training.export import export_network
 from refbfr_core.training.first_stage import FirstStageTask
 from refbfr_core.training.injection import InjectionTask
+from refbfr_core.training.kl_first_stage import KLFirstStageTask
 from refbfr_core.training.latent_prior import LatentPriorTask
 from refbfr_core.training.latents import LatentCache
 from refbfr_core.training.ldbfr_recipes import DCVQRRecipe, InjectionRecipe, LatentPriorRecipe
 from refbfr_core.training.loop import Task, make_accelerator, train
 from refbfr_core.training.mechanisms import MechanismTask, PlainTask, export_mechanism
+from refbfr_core.training.modulation import FineTuned, StageOneTask, export_fine_tuned
 from refbfr_core.training.perceptual import PerceptualTask
 from refbfr_core.training.pixel_diffusion import PixelDiffusionTask
 from refbfr_core.training.recipes import (
@@ -45,6 +54,8 @@ from refbfr_core.training.recipes import (
 from refbfr_core.training.records import CHECKPOINT, load_checkpoint
 from refbfr_core.training.refldm import RefLDMTask
 from refbfr_core.training.refldm_identity import IdentityTargets, RefLDMIdentityTask
+from refbfr_core.training.second_stage import StageTwoTask
+from refbfr_core.training.stage_one_outputs import StageOneOutputs
 
 DATA_VARIABLE = "REFBFR_DATA"
 
@@ -100,6 +111,7 @@ def run(
         network = summary.pop("average").network
         task.finish(network)
         export = export_mechanism if isinstance(task, MechanismTask) else export_network
+        export = export_fine_tuned if isinstance(network, FineTuned) else export
         folder = export(network, chosen, name, summary, task.facts, task.about(), out / "export")
     accelerator.wait_for_everyone()
     return folder
@@ -115,6 +127,8 @@ def make_task(
         return EmbedderTask(chosen, faces, val)
     if isinstance(chosen, FirstStageRecipe):
         return FirstStageTask(chosen, faces, val)
+    if isinstance(chosen, KLFirstStageRecipe):
+        return KLFirstStageTask(chosen, faces, val)
     if isinstance(chosen, PixelDiffusionRecipe):
         return PixelDiffusionTask(chosen, faces, val)
     if isinstance(chosen, CoarseRecipe):
@@ -125,6 +139,8 @@ def make_task(
         return DCVQRTask(chosen, faces, val)
     if isinstance(chosen, (LatentPriorRecipe, InjectionRecipe)):
         return _ldbfr_stage_two(chosen, data, accelerator, faces, val, workers)
+    if isinstance(chosen, MomentDiffusionRecipe):
+        return _diffmac(chosen, data, accelerator, faces, val, workers)
     if isinstance(chosen, RefLDMRecipe):
         workers = (os.cpu_count() or 1) if workers is None else workers
         on_gpu = accelerator.device.type != "cpu"
@@ -175,6 +191,35 @@ def _ldbfr_stage_two(
     if isinstance(chosen, InjectionRecipe):
         return InjectionTask(chosen, *made)
     return LatentPriorTask(chosen, made[0][0], made[1][0])
+
+
+def _diffmac(
+    chosen: MomentDiffusionRecipe,
+    data: Path,
+    accelerator: Accelerator,
+    faces: FaceCache,
+    val: FaceCache,
+    workers: int | None,
+) -> Task:
+    """A diffusion of DiffMAC with the moments of its pictures in place."""
+    device = str(accelerator.device)
+    workers = 0 if accelerator.device.type != "cpu" else (os.cpu_count() or 1) if workers is None else workers
+    degradations, variants = getattr(chosen, "degradations", ()), getattr(chosen, "lq_variants", 0)
+    caches = []
+    for source, flips in ((faces, chosen.flips), (val, False)):
+        cache = LatentCache(
+            data, source, chosen.first_stage or None, degradations, variants, flips, 1, device, "diffmac-vae"
+        )
+        with _progress("moments", accelerator) as progress:
+            cache.build(workers, max_bytes=32 * 2**30, progress=progress)
+        caches.append(cache)
+    if isinstance(chosen, StageTwoRecipe):
+        outputs = [StageOneOutputs(data, cache, chosen, device) for cache in caches]
+        for made in outputs:
+            with _progress("stage 1", accelerator) as progress:
+                made.build(workers, max_bytes=32 * 2**30, progress=progress)
+        return StageTwoTask(chosen, *zip(caches, outputs, strict=True))
+    return (StageOneTask if isinstance(chosen, StageOneRecipe) else DiffusionBaseTask)(chosen, *caches)
 
 
 class _progress:

@@ -14,6 +14,12 @@ from typing import Any
 
 from refbfr_core.errors import ConfigError, unknown_name
 from refbfr_core.training.base_recipe import Recipe
+from refbfr_core.training.diffmac_recipes import (
+    DiffusionBaseRecipe,
+    KLFirstStageRecipe,
+    StageOneRecipe,
+    second_stage_recipes,
+)
 from refbfr_core.training.first_stage_recipes import ConditionVQRecipe, FirstStageRecipe, OutputVQRecipe
 from refbfr_core.training.ldbfr_recipes import DCVQRRecipe, InjectionRecipe, LatentPriorRecipe
 from refbfr_core.training.pdgrad_recipes import CoarseRecipe, PerceptualRecipe, PixelDiffusionRecipe
@@ -218,6 +224,10 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
             )
             for variant in "ABCD"
         },
+        "diffmac-vae": KLFirstStageRecipe(people=2560, views=6, val_people=256),
+        "diffmac-unet": DiffusionBaseRecipe(people=2560, views=6, val_people=256),
+        "diffmac-one": StageOneRecipe(people=1280, views=6, val_people=256),
+        **second_stage_recipes(people=960, views=6, val_people=64),
         "coarse": CoarseRecipe(steps=500, people=2560, views=6, val_people=256, eval_every=1000),
     }
 )  # fmt: skip

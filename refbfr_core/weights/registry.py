@@ -119,6 +119,30 @@ def _output_vq_model() -> type:
     return OutputVQModel
 
 
+def _unet_2d_condition() -> type:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel
+
+
+def _feature_modulation() -> type:
+    from refbfr_core.models.modulation import FeatureModulation
+
+    return FeatureModulation
+
+
+def _second_stage() -> type:
+    from refbfr_core.models.second_stage import SecondStage
+
+    return SecondStage
+
+
+def _autoencoder_kl() -> type:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL
+
+
 def _refldm_release(filename: str) -> MappingProxyType[str, PublishedFile]:
     """A file of ReF-LDM's release, for the paper profile."""
     page = "https://github.com/ChiWeiHsiao/ref-ldm/releases"
@@ -166,6 +190,16 @@ LDM_CELEBAHQ = PublishedFile(
 """The same topology trained on CelebA-HQ, in the layout of diffusers."""
 
 _NO_LDBFR = "LD-BFR's authors released no weights"
+_NO_DIFFMAC = "DiffMAC's authors released no weights"
+
+DIFFMAC_SECOND: tuple[str, ...] = (
+    *(f"{kind}-{weight}" for kind in ("id", "noise", "none") for weight in ("0.1", "0.01", "0.001")),
+    "2adain",
+    *(f"no1-noise-{weight}" for weight in ("0.1", "0.01", "0.001")),
+    "ref-0.01",
+)
+"""Second stages of DiffMAC, the rows of its Table 3: compensation and lambda_info, "2adain" without a bottleneck, "no1"
+without Stage I. "ref" is an extension that was trained with the identity of another photo."""
 
 
 NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
@@ -262,6 +296,45 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                     unpublished=_NO_LDBFR,
                 )
                 for variant in "abcd"
+            ),
+            NetworkEntry(
+                "diffmac-vae",
+                "KL autoencoder of DiffMAC: its moments are the manifold that the bottleneck works on",
+                _autoencoder_kl,
+                "diffmac-vae",
+            ),
+            NetworkEntry(
+                "diffmac-unet",
+                "latent diffusion that both stages of DiffMAC modulate, in the place of Stable Diffusion 2.1-base",
+                _unet_2d_condition,
+                "diffmac-unet",
+            ),
+            NetworkEntry(
+                "diffmac-one",
+                "Stage I of DiffMAC: condition pyramid and modulation of diffmac-unet's encoder",
+                _feature_modulation,
+                "diffmac-one",
+                unpublished=_NO_DIFFMAC,
+            ),
+            *(
+                NetworkEntry(
+                    f"diffmac-two-{label}",
+                    f"Stage II of DiffMAC, bottleneck and modulation: {label} of its Table 3",
+                    _second_stage,
+                    f"diffmac-two-{label}",
+                    unpublished=_NO_DIFFMAC,
+                )
+                for label in DIFFMAC_SECOND
+            ),
+            *(
+                NetworkEntry(
+                    f"diffmac-{stage}-unet",
+                    f"denoiser of DiffMAC's Stage {number} where a training changed it (train_unet)",
+                    _unet_2d_condition,
+                    "",
+                    unpublished=_NO_DIFFMAC,
+                )
+                for stage, number in (("one", "I"), ("two", "II"))
             ),
             NetworkEntry(
                 "arcface",
