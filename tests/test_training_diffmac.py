@@ -27,7 +27,7 @@ STAGES = {
     "diffmac-vae": {"widths": (8, 8), "groups": 4, "crop": 32, "pixel_fold": 1},
     "diffmac-unet": {"widths": (8, 8, 8, 8), "groups": 4, "head_width": 4, "attention": (2,)},
     "diffmac-one": {"pyramid": (4, 4, 4, 4), "lq_variants": 2},
-    METHOD: {"lq_variants": 2, "inference_steps": 3},
+    METHOD: {"lq_variants": 2, "cached_variants": 2, "inference_steps": 3},
 }
 STANDS_ON = ("first_stage", "start", "stage_one")
 
@@ -279,6 +279,7 @@ def test_outputs_need_moments_on_disk(made, tmp_path):
         ({"info_weight": -1.0}, ConfigError),
         ({"cached_views": 7}, ConfigError),
         ({"lq_variants": 0}, ConfigError),
+        ({"cached_variants": 4}, ConfigError),
     ],
 )
 def test_impossible_recipes_are_refused(changes, error):

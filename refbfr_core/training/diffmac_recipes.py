@@ -148,7 +148,8 @@ class StageTwoRecipe(StageOneRecipe):
         have far to go in a short training.
     identity : whose embedding is injected while training: "own", F_ID(X_D1) as in the paper, or "reference", that of
         another photo of the person, an extension.
-    inference_steps : of Stage I when its outputs are cached. cached_views : views a person that are cached.
+    inference_steps : of Stage I when its outputs are cached. cached_views, cached_variants : views a person and ruined
+        versions a view that are restored; the first of those that Stage I was trained on.
     """
 
     network: str = "diffmac-two-id-0.001"
@@ -158,7 +159,6 @@ class StageTwoRecipe(StageOneRecipe):
     lr: float = 1e-3
     eval_every: int = 250
     stage_one: str = ""
-    lq_variants: int = 2
     source: str = "stage-one"
     compensation: str = "identity"
     info_weight: float = 0.001
@@ -171,6 +171,7 @@ class StageTwoRecipe(StageOneRecipe):
     embedder: str = "guide"
     inference_steps: int = 25
     cached_views: int = 2
+    cached_variants: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -184,10 +185,14 @@ class StageTwoRecipe(StageOneRecipe):
                 raise unknown_name(what, value, known)
         if self.embedder == "judge":
             raise ConfigError("the judge only scores results; inject the identity of embedder='guide'.")
-        if min(self.info_weight, self.rec_weight, self.rate) < 0 or not 1 <= self.cached_views <= self.views:
+        if min(self.info_weight, self.rec_weight, self.rate) < 0:
             raise ConfigError(
-                f"info_weight={self.info_weight}, rec_weight={self.rec_weight} and rate={self.rate} must be 0 or more, "
-                f"cached_views={self.cached_views} between 1 and views={self.views}."
+                f"info_weight={self.info_weight}, rec_weight={self.rec_weight} and rate={self.rate} must be 0 or more."
+            )
+        if not 1 <= self.cached_views <= self.views or not 1 <= self.cached_variants <= self.lq_variants:
+            raise ConfigError(
+                f"cached_views={self.cached_views} must lie between 1 and views={self.views}, "
+                f"cached_variants={self.cached_variants} between 1 and lq_variants={self.lq_variants}."
             )
 
     @property

@@ -42,7 +42,8 @@ class StageOneOutputs(ShardedCache):
     root : folder of all caches.
     moments : of the same pictures, clean and ruined by the recipe's degradations; its people must be on disk.
     recipe : says where the networks are (`first_stage`, `start`, `stage_one`, `embedder`), how Stage I samples
-        (`inference_steps`, `schedule`, `prediction`) and how many views there are (`cached_views`).
+        (`inference_steps`, `schedule`, `prediction`), and how many views and versions it restores (`cached_views`,
+        `cached_variants`).
     device : where to compute when ``build(workers=0)``; worker processes always use the CPU.
     """
 
@@ -59,7 +60,7 @@ class StageOneOutputs(ShardedCache):
                 (recipe.embedder, ""),
             )
         ]
-        kind = f"{self.views}views-{recipe.lq_variants}lq-{recipe.inference_steps}steps"
+        kind = f"{self.views}views-{recipe.cached_variants}lq-{recipe.inference_steps}steps"
         name = f"stage1-{moments.faces.folder.name}-{kind}-{'-'.join(each[:6] for each in self.digests)}"
         super().__init__(Path(root) / name, moments.identities)
 
@@ -86,14 +87,14 @@ class StageOneOutputs(ShardedCache):
             "moments": self.moments_cache.description(),
             "networks": self.digests,
             "views": self.views,
-            "variants": recipe.lq_variants,
+            "variants": recipe.cached_variants,
             "sampler": [recipe.inference_steps, SPACING, recipe.schedule, recipe.prediction],
             "people_per_shard": PEOPLE_PER_SHARD,
         }
 
     def nbytes(self) -> int:
         """Bytes of the complete cache, for embeddings of 512 numbers."""
-        pictures = self.identities * self.views * self.recipe.lq_variants
+        pictures = self.identities * self.views * self.recipe.cached_variants
         return pictures * (self.moments_cache.faces.resolution**2 // 2 * 2 + 512 * 4)
 
     def _prepare(self) -> None:
@@ -150,12 +151,12 @@ def output_shard(
     schedule = make_schedule(recipe.schedule)
     timesteps = make_timesteps(SPACING, len(schedule), recipe.inference_steps)
     prompt = torch.zeros(1, 1, unet.config.cross_attention_dim, device=device)
-    moments = np.load(ruined, mmap_mode="r")[:count, 0, :views, : recipe.lq_variants]
+    moments = np.load(ruined, mmap_mode="r")[:count, 0, :views, : recipe.cached_variants]
     faces = np.load(pictures, mmap_mode="r")[:count]
     rows: dict[str, list[np.ndarray]] = {"moments": [], "identity": [], "photos": []}
     for offset in range(count):
         given = torch.from_numpy(np.array(moments[offset])).flatten(0, 1).float().to(device)
-        keys = [[seed, 41, start + offset, *divmod(place, recipe.lq_variants)] for place in range(len(given))]
+        keys = [[seed, 41, start + offset, *divmod(place, recipe.cached_variants)] for place in range(len(given))]
         noise = child_generators(image_generators(seeds_of(keys), len(given)), 3)[0]
         latents = restore_latents(
             unet, modulation, prompt, condition_of(vae, given), noise, timesteps, schedule, recipe.prediction, _CHUNK
@@ -167,6 +168,6 @@ def output_shard(
             "identity": identity_of_pictures(embedder, to_network(restored), _CHUNK),
         }
         for name, value in made.items():
-            rows[name].append(value.cpu().unflatten(0, (views, recipe.lq_variants)).numpy())
+            rows[name].append(value.cpu().unflatten(0, (views, recipe.cached_variants)).numpy())
         rows["photos"].append(identity_of_pictures(embedder, to_network(photos), _CHUNK).cpu().numpy())
     return write_shard(target, {name: np.stack(each) for name, each in rows.items()})
