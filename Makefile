@@ -71,7 +71,7 @@ LOCKED_TORCH := torch==2.13.0 torchvision==0.28.0
 lock:
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet $(LOCKED_TORCH) '.[notebooks,photos,metrics,baselines,dev]'
+	build/lock/bin/python -m pip install --quiet $(LOCKED_TORCH) '.[notebooks,photos,metrics,baselines,prompts,dev]'
 	build/lock/bin/python docs/lock.py > build/lock.txt
 	mv build/lock.txt requirements.lock
 	rm -rf build/lock

@@ -29,6 +29,7 @@ _EXPORTS = {
     "recorded": "recording",
     "recordings": "recording",
     "run_arms": "arms",
+    "run_diffmac_study": "diffmac",
     "run_embedder_study": "embedders",
     "run_first_stage_study": "first_stage",
     "run_quality_study": "quality",

@@ -24,10 +24,20 @@ from refbfr_core.benchmark.scoring import Scorer
 from refbfr_core.errors import ConfigError, RefbfrError
 from refbfr_core.metrics import unavailable
 
-Arm = Callable[[Cases], Tensor]
-"""Restores a batch of cases: (B, 3, H, W) in [0, 1], from each case's own seed."""
-
 INPUT = "input"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What an arm may return instead of its pictures (B, 3, H, W) alone: `columns`, name -> (B,) numbers about how they
+    were made, which stand in the rows beside the scores."""
+
+    pictures: Tensor
+    columns: Mapping[str, Tensor]
+
+
+Arm = Callable[[Cases], Tensor | Restored]
+"""Restores a batch of cases: (B, 3, H, W) in [0, 1], from each case's own seed."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +141,10 @@ def run_arms(
 def _run(name: str, arm: Arm, cases: Cases, scorer: Scorer) -> list[dict[str, Any]]:
     start = time.perf_counter()
     try:
-        pictures = arm(cases)
+        made = arm(cases)
         seconds = (time.perf_counter() - start) / len(cases)
-        return _rows(cases, name, scorer(pictures, cases.truth), seconds)
+        made = made if isinstance(made, Restored) else Restored(made, {})
+        return _rows(cases, name, scorer(made.pictures, cases.truth), seconds, made.columns)
     except (RefbfrError, RuntimeError, ValueError) as error:
         if len(cases) == 1:
             blank = dict.fromkeys(scorer.metrics, float("nan"))
@@ -143,10 +154,18 @@ def _run(name: str, arm: Arm, cases: Cases, scorer: Scorer) -> list[dict[str, An
         return [row for index in range(len(cases)) for row in _run(name, arm, cases.select(index), scorer)]
 
 
-def _rows(cases: Cases, arm: str, scores: Sequence[Mapping[str, float]], seconds: float) -> list[dict[str, Any]]:
+def _rows(
+    cases: Cases,
+    arm: str,
+    scores: Sequence[Mapping[str, float]],
+    seconds: float,
+    columns: Mapping[str, Tensor] | None = None,
+) -> list[dict[str, Any]]:
+    more = {name: values.tolist() for name, values in (columns or {}).items()}
     return [
         {"person": person, "arm": arm, "status": OK, "reason": "", **each, "seconds": seconds}
-        for person, each in zip(cases.people, scores, strict=True)
+        | {name: values[row] for name, values in more.items()}
+        for row, (person, each) in enumerate(zip(cases.people, scores, strict=True))
     ]
 
 

@@ -244,8 +244,18 @@ def study_rows(studies: Mapping[str, ArmStudy]) -> pd.DataFrame:
     )
 
 
-def record_study(studies: Mapping[str, ArmStudy], command: str, folder: str | Path | None = None) -> Path:
-    """Keep the rows of all severities as the recording `RECORDING`; returns the path of the rows.
+def record_study(
+    studies: Mapping[str, ArmStudy],
+    command: str,
+    folder: str | Path | None = None,
+    *,
+    name: str = RECORDING,
+    columns: Sequence[str] = (),
+) -> Path:
+    """Keep the rows of all severities as the recording `name`; returns the path of the rows.
+
+    Args:
+        columns: of the rows to keep besides the scores, those that there are.
 
     Raises:
         ConfigError: severities are missing, some rows failed, or the severities do not belong together.
@@ -270,8 +280,9 @@ def record_study(studies: Mapping[str, ArmStudy], command: str, folder: str | Pa
         "metrics": list(one.settings.metrics),
         "weights": one.weights,
     }
-    kept = rows[["severity", "person", "arm", "status", *one.settings.metrics, "seconds"]]
-    return record(RECORDING, kept, {"command": command, "settings": settings}, folder)
+    more = [column for column in columns if column in rows]
+    kept = rows[["severity", "person", "arm", "status", *one.settings.metrics, "seconds", *more]]
+    return record(name, kept, {"command": command, "settings": settings}, folder)
 
 
 def _common(study: ArmStudy) -> tuple:

@@ -42,14 +42,16 @@ class Claim:
     other: str
     sign: int
 
-    def check(self, rows: pd.DataFrame, level: float = COVERAGE) -> tuple[str, Interval | None]:
+    def check(
+        self, rows: pd.DataFrame, level: float = COVERAGE, resamples: int = _RESAMPLES
+    ) -> tuple[str, Interval | None]:
         """The verdict on the rows of one severity, and the difference one - other.
 
         `CONFIRMED`, `CONTRADICTED`, `OPEN`, `TOO_FEW` (below `LEAST_PEOPLE`) or `NOT_MEASURED` (no such arm or score).
         """
         if self.metric not in rows:
             return NOT_MEASURED, None
-        difference = contrast(rows, self.metric, self.one, self.other, level=level, resamples=_RESAMPLES).interval
+        difference = contrast(rows, self.metric, self.one, self.other, level=level, resamples=resamples).interval
         if difference is None:
             return NOT_MEASURED, None
         if difference.n < LEAST_PEOPLE:

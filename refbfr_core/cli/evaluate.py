@@ -253,3 +253,55 @@ def ldbfr(
         typer.echo(f"recorded: {study.record_study(studies, command)}")
     if failures:
         raise typer.Exit(1)
+
+
+@app.command("diffmac")
+def diffmac(
+    people: Annotated[int, typer.Option(help="How many unseen people.")] = 64,
+    severity: Annotated[
+        str, typer.Option(help="all, or such as mild,severe; processes may share a folder, each with its own.")
+    ] = "all",
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="ablations (Table 3), identity (whose is injected), bounds (what one could do at most), extension, "
+            "all (without extension), or such as stage1,0.001_id,0.001_id+ref."
+        ),
+    ] = "all",
+    seed: _Seed = 0,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for rows; a stopped evaluation is continued there.")
+    ] = Path("runs/diffmac-study"),
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of networks from `refbfr train` instead of the shipped.")
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--record", help="Keep the rows as the recording of the package; all severities.")
+    ] = False,
+    device: _Device = None,
+) -> None:
+    """DiffMAC's ablations, same faces and noise in every arm. Continues a stopped run in its folder."""
+    from refbfr_core.benchmark import diffmac as study
+    from refbfr_core.benchmark.diffmac_claims import claim_table
+    from refbfr_core.benchmark.ldbfr import study_rows
+    from refbfr_core.benchmark.ldbfr_claims import verdict_grid
+    from refbfr_core.errors import ConfigError
+
+    severities = study.severity_names(severity)
+    if keep and severities != study.SEVERITIES:
+        raise ConfigError("a recording holds all severities: use --severity all, which continues what is in --out.")
+    chosen = study.arm_names(arms)
+    studies = study.run_diffmac_study(people, severities, seed, out, arms=chosen, device=device, root=weights)
+    failures = 0
+    for name, each in studies.items():
+        typer.echo(f"{name}\n{each.table().to_string()}\n")
+        for failure in each.failures.itertuples():
+            typer.echo(f"failed: {name}, person {failure.person}, {failure.arm}: {failure.reason}")
+        failures += len(each.failures)
+    typer.echo(verdict_grid(claim_table(study_rows(studies))).to_string(index=False))
+    if keep:
+        command = f"refbfr evaluate diffmac --people {people} --severity all --arms {arms} --seed {seed} "
+        command += "--record" if weights is None else "--weights NETWORKS --record"
+        typer.echo(f"recorded: {study.record_study(studies, command)}")
+    if failures:
+        raise typer.Exit(1)

@@ -173,6 +173,8 @@ def restore_one(
     guidance: float | None,
     seed: int,
     coarse: str | None = None,
+    share: float | None = None,
+    blend: float | None = None,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Restore one picture alone, so that it comes out the same whatever else is restored in the same run.
 
@@ -187,13 +189,16 @@ def restore_one(
     strength = "guidance_scale" if "guidance_scale" in known else "scale"
     given = {}
     for option, name, value in (
-        ("steps", "num_inference_steps", steps), ("guidance", strength, guidance), ("coarse", "coarse", coarse)
+        ("steps", "num_inference_steps", steps), ("guidance", strength, guidance), ("coarse", "coarse", coarse),
+        ("lambda", "share", share), ("blend", "blend", blend),
     ):  # fmt: skip
         if value is None:
             continue
         if name not in known:
             raise ConfigError(f"{type(pipe).__name__} has no --{option}; leave it out.")
         given[name] = value
+    if blend is not None and not references:
+        raise ConfigError("--blend goes from the restoration's own identity to that of references; it needs --ref.")
     result = pipe(picture.image.to(pipe.device), stacked, seed=seed, **given)
     settings = result.settings
     return result.images.cpu(), dataclasses.asdict(settings) if dataclasses.is_dataclass(settings) else dict(settings)

@@ -33,10 +33,12 @@ def restore(
         typer.Option("--ref", "-r", help="Another photo of the person, or a folder of them; may be repeated."),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="Restoration method: refldm, pdgrad, pgdiff, difface or ldbfr.")
+        str, typer.Option(help="Restoration method: refldm, pdgrad, pgdiff, difface, ldbfr or diffmac.")
     ] = "refldm",
     profile: Annotated[str, typer.Option(help="toy (drawn faces, no download) or paper.")] = "toy",
-    steps: Annotated[int | None, typer.Option(help="Sampling steps; the method's default if not given.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Sampling steps, of each stage for diffmac; the method's default if not given.")
+    ] = None,
     guidance: Annotated[
         float | None,
         typer.Option(help="Guidance scale; what switches guidance off is 1 for refldm and 0 for pdgrad and pgdiff."),
@@ -44,6 +46,14 @@ def restore(
     coarse: Annotated[
         str | None,
         typer.Option(help="Coarse restorer of pdgrad, pgdiff and difface: network, none, refldm, dcvqr, or its file."),
+    ] = None,
+    share: Annotated[
+        float | None,
+        typer.Option("--lambda", help="diffmac: share of the first restoration that passes, 0 to 1; else it decides."),
+    ] = None,
+    blend: Annotated[
+        float | None,
+        typer.Option(help="diffmac: from the restoration's own identity, 0, to that of the references, 1 (default)."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise; the same for every picture.")] = 0,
     align: Annotated[
@@ -111,8 +121,9 @@ def restore(
     for picture, path in zip(pictures, outputs, strict=True):
         start = time.perf_counter()
         restored, settings = restore_one(
-            pipe, picture, references, steps=steps, guidance=guidance, seed=seed, coarse=coarse
-        )
+            pipe, picture, references, steps=steps, guidance=guidance, seed=seed, coarse=coarse, share=share,
+            blend=blend,
+        )  # fmt: skip
         scores = scorer.compare(picture, restored, references, truth) if scorer else None
         record: dict[str, Any] = {
             "made_by": f"refbfr_core {__version__}: refbfr restore",

@@ -90,7 +90,9 @@ def verify(
 
 @app.command("import")
 def import_files(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The authors' files, as downloaded.")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILE...", help="The authors' files, as downloaded.")
+    ] = None,
     accept_licence: Annotated[
         bool, typer.Option("--accept-licence", help="Accept the licence that is shown, without being asked.")
     ] = False,
@@ -98,19 +100,37 @@ def import_files(
     root: Annotated[
         Path | None, typer.Option(help="Folder for the networks. Else $REFBFR_WEIGHTS/paper, or the user's cache.")
     ] = None,
+    from_hub: Annotated[
+        str,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="Fetch Stable Diffusion 2.1-base (5.2 GB) from this repository of the Hugging Face hub and import it.",
+        ),
+    ] = "",
 ) -> None:
     """Convert files from the authors' pages, once, into networks of the paper profile.
 
     A file is read as tensors only: nothing in it is run, and every name and shape in it is checked. It may be deleted
     afterwards. An import that was interrupted is simply started again.
     """
-    from refbfr_core.weights import import_published
+    from refbfr_core.errors import ConfigError, WeightsError
+    from refbfr_core.weights import import_published, stable_diffusion_folder
+    from refbfr_core.weights.registry import SD21_BASE
 
+    given, agreed = list(files or []), []
+    if from_hub:
+        # Before the download, not after.
+        if not _accepts(SD21_BASE, accept_licence):
+            raise WeightsError(f"the licence ({SD21_BASE.licence}) was not accepted, so nothing was fetched.")
+        agreed.append(SD21_BASE)
+        given.append(stable_diffusion_folder(from_hub, download=True))
+    if not given:
+        raise ConfigError("nothing to import: name the files, or a repository with --from-hub.")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         done = import_published(
-            files,
-            accept=lambda published: _accepts(published, accept_licence),
+            given,
+            accept=lambda published: published in agreed or _accepts(published, accept_licence),
             root=root,
             replace=replace,
             tell=lambda text: typer.echo(text, err=True),

@@ -95,9 +95,9 @@ def child_generators(generators: Sequence[torch.Generator], stages: int) -> list
 
 @torch.no_grad()
 def identity_of_pictures(embedder: nn.Module, images: Tensor, rows: int) -> Tensor:
-    """F_ID: embeddings (B, D) of unit length of aligned faces (B, 3, H, W) in network range."""
-    device = next(embedder.parameters()).device
-    return torch.cat([embedder.embed(part.to(device)) for part in images.split(rows)])
+    """F_ID: embeddings (B, D) of unit length, float32, of aligned faces (B, 3, H, W) in network range."""
+    weight = next(embedder.parameters())
+    return torch.cat([embedder.embed(part.to(weight.device, weight.dtype)).float() for part in images.split(rows)])
 
 
 @torch.no_grad()
@@ -110,10 +110,16 @@ def mean_identity(embedder: nn.Module, references: Tensor, mask: Tensor, rows: i
     Returns:
         (B, D); a row of zeros where there is no reference.
     """
-    embeddings = identity_of_pictures(embedder, to_network(references[mask]), rows).float()
+    embeddings = identity_of_pictures(embedder, to_network(references[mask]), rows)
     total = embeddings.new_zeros(*mask.shape, embeddings.shape[1])
     total[mask.to(total.device)] = embeddings
     return F.normalize(total.sum(dim=1), dim=1)
+
+
+def _unit(embeddings: Tensor) -> Tensor:
+    """Embeddings (B, D) brought to unit length; those that have it already stay as they are, to the last bit."""
+    length = embeddings.norm(dim=1, keepdim=True)
+    return torch.where((length - 1).abs() < 1e-5, embeddings, embeddings / length)
 
 
 def blended(own: Tensor, other: Tensor, blend: float) -> Tensor:
@@ -140,9 +146,9 @@ def injected_identity(
     """
     if second.compensation != "identity":
         return None
-    own = identity_of_pictures(embedder, to_network(first), rows).float()
+    own = identity_of_pictures(embedder, to_network(first), rows)
     if isinstance(identity, Tensor):
-        return blended(own, F.normalize(identity.to(own), dim=1), blend)
+        return blended(own, _unit(identity.to(own)), blend)
     if identity == "own" or inputs.references is None:
         return own
     others = mean_identity(embedder, inputs.references, inputs.mask, rows)

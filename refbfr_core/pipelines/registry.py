@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from refbfr_core.devices import pick_device
 from refbfr_core.errors import unknown_name
+from refbfr_core.pipelines.diffmac_networks import ZERO_TOKEN, build_diffmac
 from refbfr_core.pipelines.presets import SAMPLING
 
 if TYPE_CHECKING:
@@ -144,6 +145,8 @@ def _profiles(toy: dict[str, Any], paper: dict[str, Any]) -> MappingProxyType[st
 
 _TOY_FEATURES = {"embedder": "guide", "perceptual": "perceptual"}
 _PAPER_FEATURES = {"embedder": "arcface", "perceptual": "lpips-vgg"}
+DIFFMAC_METHOD = "id-0.001"
+"""The row of DiffMAC's Table 3 that is the method: identity compensation, lambda_info 0.001."""
 _LDBFR_PARTS = {"restorer": "ldbfr-restorer", "injection": "ldbfr-hqi-d"}
 
 
@@ -230,6 +233,39 @@ PIPELINES: MappingProxyType[str, PipelineEntry] = MappingProxyType(
                     # Noise as in eq. 5 and 6; steps and eta of the authors' code, the paper states none.
                     "paper": MappingProxyType(
                         {**_LDBFR_PARTS, "prediction": "epsilon", "num_inference_steps": 200, "eta": 1.0}
+                    ),
+                }
+            ),
+        ),
+        "diffmac": PipelineEntry(
+            "diffmac",
+            "DiffMAC: two modulated diffusions with an information bottleneck between them",
+            "Gao et al., DiffMAC: Diffusion Manifold Hallucination Correction for High Generalization Blind Face "
+            "Restoration, arXiv 2403.10098, 2024",
+            build_diffmac,
+            MappingProxyType(
+                {
+                    # Steps are those of each stage.
+                    "toy": MappingProxyType(
+                        {
+                            "second": DIFFMAC_METHOD,
+                            "prediction": "v_prediction",
+                            "embedder": "guide",
+                            "prompt": ZERO_TOKEN,
+                            "elsewhere": ("guide",),
+                            "num_inference_steps": 25,
+                        }
+                    ),
+                    # Sections 4.1 and 3.1; Stable Diffusion 2.1-base predicts noise.
+                    "paper": MappingProxyType(
+                        {
+                            "second": DIFFMAC_METHOD,
+                            "prediction": "epsilon",
+                            "embedder": "arcface",
+                            "prompt": "diffmac-prompt",
+                            "elsewhere": ("arcface", "diffmac-prompt", "diffmac-unet", "diffmac-vae"),
+                            "num_inference_steps": 50,
+                        }
                     ),
                 }
             ),

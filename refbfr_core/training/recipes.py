@@ -227,7 +227,7 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
         "diffmac-vae": KLFirstStageRecipe(people=2560, views=6, val_people=256),
         "diffmac-unet": DiffusionBaseRecipe(people=2560, views=6, val_people=256),
         "diffmac-one": StageOneRecipe(people=1280, views=6, val_people=256),
-        **second_stage_recipes(people=960, views=6, val_people=64),
+        **second_stage_recipes(people=480, views=6, val_people=64),
         "coarse": CoarseRecipe(steps=500, people=2560, views=6, val_people=256, eval_every=1000),
     }
 )  # fmt: skip

@@ -18,6 +18,7 @@ _EXPORTS = {
     "paper_file": "paper_files",
     "network_entry": "registry",
     "load_network": "store",
+    "network_folder": "store",
     "save_network": "store",
     "read_card": "store",
     "verify_network": "store",
@@ -27,10 +28,12 @@ _EXPORTS = {
     "import_published": "published_import",
     "imported_from": "published_import",
     "load_onnx_recognition": "onnx_recognition",
+    "stable_diffusion_folder": "stable_diffusion",
 }
 _MODULES = (
-    *("card", "convert", "onnx_recognition", "paper_files", "registry", "store"),
+    *("card", "convert", "diffusers_folder", "onnx_recognition", "paper_files", "registry", "store"),
     *("published_adm", "published_files", "published_import", "published_ldbfr", "published_ldm", "published_sample"),
+    "stable_diffusion",
 )
 
 __all__ = sorted(_EXPORTS)

@@ -19,18 +19,12 @@ from torch import Tensor
 
 from refbfr_core.errors import DiskFullError, OutputError, WeightsError
 from refbfr_core.files import output_error
+from refbfr_core.weights import published_ldbfr, stable_diffusion
+from refbfr_core.weights.diffusers_folder import FolderKind
 from refbfr_core.weights.published_adm import DIFFACE_UNET, looks_like_adm, read_adm
 from refbfr_core.weights.published_arcface import looks_like_arcface, read_arcface
 from refbfr_core.weights.published_files import file_digest, read_checkpoint, tensors_of
-from refbfr_core.weights.published_ldbfr import (
-    LDM_LAYOUT,
-    PARTS,
-    looks_like_ldm,
-    read_ldm_unet,
-    read_ldm_vq,
-    read_pipeline_folder,
-    weights_file,
-)
+from refbfr_core.weights.published_ldbfr import LDM_LAYOUT, looks_like_ldm, read_ldm_unet, read_ldm_vq
 from refbfr_core.weights.published_ldm import (
     REFLDM_LAYOUT,
     Converted,
@@ -40,7 +34,8 @@ from refbfr_core.weights.published_ldm import (
     read_refldm,
     read_vqgan,
 )
-from refbfr_core.weights.registry import LDM_CELEBAHQ, NETWORKS, PublishedFile
+from refbfr_core.weights.registry import NETWORKS, PublishedFile
+from refbfr_core.weights.stable_diffusion import SD21_LAYOUT, StableDiffusionLayout
 from refbfr_core.weights.store import published_root, read_card, save_network, verify_network
 
 _READERS: dict[str, tuple[Callable[[dict[str, Tensor]], bool], Callable[[dict[str, Tensor], Any], Converted]]] = {
@@ -51,6 +46,8 @@ _READERS: dict[str, tuple[Callable[[dict[str, Tensor]], bool], Callable[[dict[st
     "ldbfr-unet": (looks_like_ldm, read_ldm_unet),
     "ldbfr-vqo": (looks_like_ldm, read_ldm_vq),
 }
+# Asked in this order: both have a folder `unet`.
+_FOLDERS: tuple[FolderKind, ...] = (stable_diffusion.FOLDER, published_ldbfr.FOLDER)
 _REFLDM = ("refldm-unet", "refldm-vq")
 _PROFILE = "paper"
 # Room for the configuration, the cards and the file system's own needs.
@@ -93,6 +90,7 @@ def import_published(
     layout: ReleasedLayout = REFLDM_LAYOUT,
     pixel_unet: Mapping[str, Any] = DIFFACE_UNET,
     ldm: ReleasedLayout = LDM_LAYOUT,
+    text_to_image: StableDiffusionLayout = SD21_LAYOUT,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Imported]:
     """Convert authors' files, as downloaded, into networks that `load_network(name, profile="paper")` finds.
@@ -100,18 +98,18 @@ def import_published(
     Parameters
     ----------
     files : `refldm.ckpt`, `vqgan.ckpt`, `iddpm_ffhq512_ema500000.pth`, `ms1mv3_arcface_r50_fp16.pth` (or another
-        IResNet of arcface_torch), `model.ckpt` of the FFHQ latent diffusion, a folder such as `ldm-celebahq-256`; one
-        or more of them, under any name.
+        IResNet of arcface_torch), `model.ckpt` of the FFHQ latent diffusion, a folder such as `ldm-celebahq-256` or
+        `stable-diffusion-2-1-base`; one or more of them, under any name.
     accept : called once for each licence with the registry's entry, before anything is written; False stops.
     root : folder for the networks; default `published_root()`.
     replace : put the networks in the place of others that came from other files.
-    layout, pixel_unet, ldm : the configurations that ReF-LDM's files, DifFace's file and the latent diffusion of faces
-        must have.
+    layout, pixel_unet, ldm, text_to_image : the configurations that ReF-LDM's files, DifFace's file, the latent
+        diffusion of faces and Stable Diffusion must have.
     tell : called with a line about every stage.
 
     Returns
     -------
-    One `Imported` a network, in the order of the files: the latent diffusion of faces has two.
+    One `Imported` a network, in the order of the files: the latent diffusion of faces has two, Stable Diffusion three.
 
     Raises
     ------
@@ -121,7 +119,9 @@ def import_published(
     """
     folder = Path(root) if root is not None else published_root(_PROFILE)
     with _alone_in(folder):
-        layouts = dict.fromkeys(_READERS, layout) | {"pdgrad-unet": pixel_unet} | dict.fromkeys(PARTS, ldm)
+        layouts = dict.fromkeys(_READERS, layout) | {"pdgrad-unet": pixel_unet}
+        layouts |= dict.fromkeys(published_ldbfr.FOLDER.parts, ldm)
+        layouts |= dict.fromkeys(stable_diffusion.FOLDER.parts, text_to_image)
         found = [_recognise(Path(path), folder, layouts, tell) for path in files]
         candidates = [candidate for several in found for candidate in several]
         _check_pinned(candidates, folder, replace)
@@ -156,8 +156,9 @@ def imported_from(name: str, root: str | Path | None = None) -> dict[str, Any] |
 
 def _recognise(path: Path, folder: Path, layouts: Mapping[str, Any], tell: Callable[[str], None]) -> list[_Candidate]:
     """Reads a file and makes its networks, unless that was done before."""
-    if any((path / part).is_dir() for part in PARTS.values()):
-        return _recognise_folder(path, folder, layouts, tell)
+    for kind in _FOLDERS:
+        if any((path / part).is_dir() for part in kind.known_by):
+            return _recognise_folder(path, folder, kind, layouts, tell)
     sha256 = file_digest(path)
     before = [done for name in _READERS if (done := _done_before(name, path, path, sha256, folder)) is not None]
     if before and {done.name for done in before} >= _made_of(before[0].published):
@@ -184,20 +185,21 @@ def _recognise(path: Path, folder: Path, layouts: Mapping[str, Any], tell: Calla
 
 
 def _recognise_folder(
-    path: Path, folder: Path, layouts: Mapping[str, Any], tell: Callable[[str], None]
+    path: Path, folder: Path, kind: FolderKind, layouts: Mapping[str, Any], tell: Callable[[str], None]
 ) -> list[_Candidate]:
     """Reads a folder in the diffusers layout and makes its networks, unless that was done before."""
-    files = {name: weights_file(path, part) for name, part in PARTS.items()}
+    files = {name: kind.file(path, part) for name, part in kind.parts.items()}
     digests = {name: file_digest(file) for name, file in files.items()}
-    before = [_done_before(name, files[name], path, digests[name], folder) for name in PARTS]
+    before = [_done_before(name, files[name], path, digests[name], folder) for name in kind.parts]
     if all(before):
-        tell(f"{path}: imported before as {', '.join(PARTS)}")
+        tell(f"{path}: imported before as {', '.join(kind.parts)}")
         return [done for done in before if done is not None]
-    tell(f"{path}: reading a folder in the diffusers layout, becomes {' and '.join(PARTS)}")
-    made = read_pipeline_folder(path, layouts["ldbfr-unet"])
+    tell(f"{path}: reading a folder in the diffusers layout, becomes {' and '.join(kind.parts)}")
+    by_part = {part: digests[name] for name, part in kind.parts.items()}
+    made = kind.read(path, layouts[next(iter(kind.parts))], by_part)
     return [
-        _Candidate(name, files[name], digests[name], made[name].first_stage, made[name], path, LDM_CELEBAHQ)
-        for name in PARTS
+        _Candidate(name, files[name], digests[name], made[name].first_stage, made[name], path, kind.published)
+        for name in kind.parts
     ]
 
 
@@ -297,7 +299,7 @@ def _card(candidate: _Candidate, converted: Converted) -> dict[str, Any]:
         "training_data": f"photographs, by its authors: {published.page}",
         "recipe": {
             "trained by": "its authors",
-            "converted by": "refbfr weights import: other names and layout, the same float32 values",
+            "converted by": f"refbfr weights import: {converted.how}",
             "weights": weights[converted.averaged],
         },
         "remarks": list(converted.remarks),
@@ -330,7 +332,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go when this process ends, however
         except OSError as error:
             raise OutputError(f"another import into {folder} is running; wait until it has ended.") from error
-        for name in _READERS:
+        for name in (*_READERS, *stable_diffusion.FOLDER.parts):
             for left in (*folder.glob(f".{name}.partial-*"), *folder.glob(f".{name}.old-*")):
                 shutil.rmtree(left, ignore_errors=True)
         yield

@@ -14,7 +14,6 @@ with the second one results on CelebA-Test are those of a network that may have 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -22,14 +21,23 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DModel, VQModel
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from refbfr_core.errors import WeightsError
 from refbfr_core.models.output_vq import OutputVQModel
 from refbfr_core.weights.convert_ldm import convert_ldm_vq
 from refbfr_core.weights.convert_strict import first_few
-from refbfr_core.weights.published_files import read_checkpoint, tensors_digest
+from refbfr_core.weights.diffusers_folder import (
+    PICKLED,
+    SAFETENSORS,
+    FolderKind,
+    check_settings,
+    load_part,
+    read_settings,
+    require_finite,
+    weights_file,
+)
+from refbfr_core.weights.published_files import tensors_digest
 from refbfr_core.weights.published_ldm import (
     CONDITIONS,
     FIRST_STAGE,
@@ -41,6 +49,7 @@ from refbfr_core.weights.published_ldm import (
     looks_like_refldm,
     read_refldm,
 )
+from refbfr_core.weights.registry import LDM_CELEBAHQ
 
 LDM_LAYOUT = ReleasedLayout(
     unet=MappingProxyType(
@@ -76,10 +85,7 @@ LDM_LAYOUT = ReleasedLayout(
 
 PARTS: Mapping[str, str] = MappingProxyType({"ldbfr-unet": "unet", "ldbfr-vqo": "vqvae"})
 """Which subfolder of the diffusers layout becomes which network."""
-_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _CLASSES: Mapping[str, type] = MappingProxyType({"unet": UNet2DModel, "vqvae": VQModel})
-# What diffusers raises for a damaged file, a configuration that makes no network, or tensors of another size.
-_UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
 _TAIL = (
     "the file has no tail: its new layers start as a plain enlargement of the decoder's last features; train them "
     "with `refbfr train ldbfr-vqo` before judging sharpness"
@@ -112,7 +118,7 @@ def read_ldm_vq(state: Mapping[str, Tensor], layout: ReleasedLayout = LDM_LAYOUT
     """The first stage of `model.ckpt` as the output VQGAN, with an untrained tail. Raises as `read_ldm_unet`."""
     _check_parts(state, layout)
     stage = {name.removeprefix(FIRST_STAGE): x for name, x in state.items() if name.startswith(FIRST_STAGE)}
-    _require_finite(stage, FIRST_STAGE)
+    require_finite(stage, FIRST_STAGE)
     network = with_tail(convert_ldm_vq(stage, layout.vq, layout.n_embed, layout.embed_dim))
     digest = None if any(tensor.is_meta for tensor in stage.values()) else tensors_digest(stage)
     return Converted(network, None, digest, (_TAIL,))
@@ -146,15 +152,10 @@ def read_pipeline_folder(folder: str | Path, layout: ReleasedLayout = LDM_LAYOUT
     }
 
 
-def weights_file(folder: str | Path, part: str) -> Path:
+def part_file(folder: str | Path, part: str) -> Path:
     """The file with the weights of a subfolder, safetensors before PyTorch. Raises `WeightsError` if it has none."""
-    place = Path(folder) / part
-    for name in _FILES:
-        if (place / name).is_file():
-            return place / name
-    raise WeightsError(
-        f"{place} has neither {' nor '.join(_FILES)}; download the whole folder, with {' and '.join(PARTS.values())}."
-    )
+    advice = f"download the whole folder, with {' and '.join(PARTS.values())}."
+    return weights_file(folder, part, (SAFETENSORS, PICKLED), advice)
 
 
 def with_tail(vq: VQModel, tail_layers: int = 1) -> OutputVQModel:
@@ -193,58 +194,9 @@ def _check_parts(state: Mapping[str, Tensor], layout: ReleasedLayout) -> None:
         raise WeightsError(f"{layout.file} holds no VQGAN ({FIRST_STAGE}); take the file from its owners unchanged.")
 
 
-def _require_finite(tensors: Mapping[str, Tensor], prefix: str) -> None:
-    broken = [prefix + name for name, x in tensors.items() if not x.is_meta and not bool(torch.isfinite(x).all())]
-    if broken:
-        raise WeightsError(
-            f"{len(broken)} tensors hold NaN or infinity ({first_few(broken)}): the file is damaged. Download it again."
-        )
-
-
 def _load(folder: Path, part: str) -> nn.Module:
-    """The network of a subfolder in float32 and eval mode; diffusers says what did not fit, and nothing may."""
-    kind, file = _CLASSES[part], weights_file(folder, part)
-    _check_class(_config(folder / part / "config.json"), kind, folder / part)
-    if file.suffix == ".bin":
-        read_checkpoint(file)  # says what is wrong with a damaged file, and refuses one that wants code to be run
-    try:
-        network, info = kind.from_pretrained(
-            folder,
-            subfolder=part,
-            local_files_only=True,
-            use_safetensors=file.suffix == ".safetensors",
-            torch_dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except _UNREADABLE as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise WeightsError(
-            f"{file} cannot be loaded: {' '.join(line.strip() for line in lines[:3])[:400]} Download the folder again."
-        ) from error
-    problems = [f"{len(keys)} {kind.replace('_', ' ')} ({first_few(list(map(str, keys)))})"
-                for kind, keys in info.items() if keys]  # fmt: skip
-    if problems:
-        raise WeightsError(
-            f"{file} does not fit the network of its config.json: {'; '.join(problems)}. Nothing was loaded; take the "
-            "owners' folder unchanged."
-        )
-    _require_finite(network.state_dict(), f"{part}: ")
-    return network.eval()
-
-
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path} cannot be read ({error}). Download the folder again.") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"{path} holds a {type(config).__name__}, not settings. Download the folder again.")
-    return config
-
-
-def _check_class(config: Mapping[str, Any], kind: type, place: Path) -> None:
-    if (came := config.get("_class_name")) != kind.__name__:
-        raise WeightsError(f"{place} holds a {came}, not a {kind.__name__}; LD-BFR needs a latent diffusion of faces.")
+    """The network of a subfolder in float32 and eval mode."""
+    return load_part(part_file(folder, part), _CLASSES[part], "LD-BFR needs a latent diffusion of faces.")
 
 
 def _check_scheduler(folder: Path, layout: ReleasedLayout) -> str:
@@ -254,14 +206,10 @@ def _check_scheduler(folder: Path, layout: ReleasedLayout) -> str:
     path = folder / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         return "the folder has no scheduler; the paper's noise schedule is used"
-    config = _config(path)
     schedule = make_schedule(layout.schedule)
     expected = {**schedule.library, "num_train_timesteps": len(schedule)}
-    if wrong := {key: config.get(key) for key, value in expected.items() if config.get(key) != value}:
-        raise WeightsError(
-            f"the noise schedule in {path} is not the paper's: {wrong}, expected {expected}. Restorations would be "
-            "wrong; take the owners' folder."
-        )
+    cure = "Restorations would be wrong; take the owners' folder."
+    check_settings(read_settings(path), expected, path, "has another noise schedule than the paper's", cure)
     return ""
 
 
@@ -295,9 +243,15 @@ def _vq_sizes(layout: ReleasedLayout) -> dict[str, Any]:
 
 
 def _check_sizes(network: nn.Module, expected: Mapping[str, Any], place: Path) -> None:
-    own = {key: tuple(came) if isinstance(came := network.config[key], list) else came for key in expected}
-    if wrong := {key: own[key] for key, value in expected.items() if own[key] != value}:
-        raise WeightsError(
-            f"{place} is another network than LD-BFR builds on: {wrong}, expected "
-            f"{ {key: expected[key] for key in wrong} }. Take CompVis/ldm-celebahq-256 or the FFHQ model."
-        )
+    cure = "Take CompVis/ldm-celebahq-256 or the FFHQ model."
+    check_settings(network.config, expected, place, "is another network than LD-BFR builds on", cure)
+
+
+FOLDER = FolderKind(
+    PARTS,
+    tuple(PARTS.values()),
+    part_file,
+    lambda folder, layout, digests: read_pipeline_folder(folder, layout),
+    LDM_CELEBAHQ,
+)
+"""A folder such as `ldm-celebahq-256`, for the import."""

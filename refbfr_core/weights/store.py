@@ -54,6 +54,20 @@ def published_root(profile: str = "paper") -> Path:
     return Path(pooch.os_cache("refbfr")) / "weights" / check_profile(profile)
 
 
+def network_folder(name: str, profile: str = "toy", root: str | Path | None = None) -> Path:
+    """Where `load_network` looks for a network: in `root`, else where the profile has it; it need not be there.
+
+    Raises `UnknownNameError` for a name or profile.
+    """
+    entry = network_entry(name)
+    check_profile(profile)
+    if root is not None:
+        return Path(root) / name
+    if profile in entry.published or profile != "toy" and entry.unpublished:
+        return published_root(profile) / name
+    return shipped_root("toy") / name
+
+
 def load_network(
     name: str,
     profile: str = "toy",
@@ -69,16 +83,9 @@ def load_network(
     for a name or profile, `WeightsError` for missing, truncated, altered or mismatching files, and for a profile whose
     files have to be fetched from their owners.
     """
-    entry = network_entry(name)
-    check_profile(profile)
-    if root is not None:
-        folder = Path(root) / name
-    elif profile in entry.published or profile != "toy" and entry.unpublished:
-        folder = published_root(profile) / name
-        if not folder.exists():
-            raise WeightsError(how_to_get(entry, profile))
-    else:
-        folder = shipped_root("toy") / name
+    entry, folder = network_entry(name), network_folder(name, profile, root)
+    if root is None and profile != "toy" and folder.parent == published_root(profile) and not folder.exists():
+        raise WeightsError(how_to_get(entry, profile))
     try:
         record = verify_network(folder)
     except WeightsError as error:
