@@ -19,7 +19,7 @@ from refbfr_core.models.modulated_unet import denoise_modulated
 from refbfr_core.models.modulation import FeatureModulation
 from refbfr_core.weights import NETWORKS, import_published, imported_from, load_network, read_card
 from refbfr_core.weights.published_files import file_digest
-from refbfr_core.weights.registry import SD21_BASE, SD21_BASE_COPY
+from refbfr_core.weights.sources import SD21_BASE, SD21_BASE_COPY
 from refbfr_core.weights.stable_diffusion import (
     FIRST_RELEASE,
     StableDiffusionLayout,

@@ -31,7 +31,7 @@ from refbfr_core.weights.published_ldbfr import (
 )
 from refbfr_core.weights.published_ldm import FIRST_STAGE, LIVE, ReleasedLayout, average_name, looks_like_refldm
 from refbfr_core.weights.published_sample import sample_ldm, sample_refldm
-from refbfr_core.weights.registry import LDM_CELEBAHQ, LDM_FFHQ
+from refbfr_core.weights.sources import LDM_CELEBAHQ, LDM_FFHQ
 
 TINY = ReleasedLayout(
     unet={**SMALL.unet, "in_channels": 3, "out_channels": 3},

@@ -12,7 +12,7 @@ import typer
 from refbfr_core.cli.failures import warn
 
 if TYPE_CHECKING:
-    from refbfr_core.weights.registry import PublishedFile
+    from refbfr_core.weights.sources import PublishedFile
 
 app = typer.Typer(
     help="List the networks, check their files, or import published ones.", no_args_is_help=True, rich_markup_mode=None
@@ -115,7 +115,7 @@ def import_files(
     """
     from refbfr_core.errors import ConfigError, WeightsError
     from refbfr_core.weights import import_published, stable_diffusion_folder
-    from refbfr_core.weights.registry import SD21_BASE
+    from refbfr_core.weights.sources import SD21_BASE
 
     given, agreed = list(files or []), []
     if from_hub:

@@ -31,7 +31,8 @@ _EXPORTS = {
     "stable_diffusion_folder": "stable_diffusion",
 }
 _MODULES = (
-    *("card", "convert", "diffusers_folder", "onnx_recognition", "paper_files", "registry", "store"),
+    *("card", "convert", "diffusers_folder", "network_classes", "onnx_recognition", "paper_files"),
+    *("registry", "sources", "store"),
     *("published_adm", "published_files", "published_import", "published_ldbfr", "published_ldm", "published_sample"),
     "stable_diffusion",
 )

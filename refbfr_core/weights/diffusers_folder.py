@@ -23,7 +23,7 @@ from refbfr_core.weights.published_files import read_checkpoint
 
 if TYPE_CHECKING:
     from refbfr_core.weights.published_ldm import Converted
-    from refbfr_core.weights.registry import PublishedFile
+    from refbfr_core.weights.sources import PublishedFile
 
 SAFETENSORS, PICKLED = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
 # What the libraries raise for a damaged file, a configuration that makes no network, or tensors of another size.

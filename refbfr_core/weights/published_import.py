@@ -34,7 +34,8 @@ from refbfr_core.weights.published_ldm import (
     read_refldm,
     read_vqgan,
 )
-from refbfr_core.weights.registry import NETWORKS, PublishedFile
+from refbfr_core.weights.registry import NETWORKS
+from refbfr_core.weights.sources import PublishedFile
 from refbfr_core.weights.stable_diffusion import SD21_LAYOUT, StableDiffusionLayout
 from refbfr_core.weights.store import published_root, read_card, save_network, verify_network
 

@@ -49,7 +49,7 @@ from refbfr_core.weights.published_ldm import (
     looks_like_refldm,
     read_refldm,
 )
-from refbfr_core.weights.registry import LDM_CELEBAHQ
+from refbfr_core.weights.sources import LDM_CELEBAHQ
 
 LDM_LAYOUT = ReleasedLayout(
     unet=MappingProxyType(

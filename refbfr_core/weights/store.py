@@ -27,7 +27,8 @@ from refbfr_core.devices import pick_device
 from refbfr_core.errors import ConfigError, OutputError, WeightsError
 from refbfr_core.files import output_error
 from refbfr_core.weights.card import FORMAT, check_card, render_card
-from refbfr_core.weights.registry import NETWORKS, NetworkEntry, PublishedFile, check_profile, network_entry
+from refbfr_core.weights.registry import NETWORKS, NetworkEntry, check_profile, network_entry
+from refbfr_core.weights.sources import PublishedFile
 
 MAX_FILE_BYTES = 6 * 2**20
 _SHARD_SIZE = "5MB"
