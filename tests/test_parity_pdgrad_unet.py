@@ -19,11 +19,11 @@ from refbfr_core.models.adm_unet import ADMUNet
 from refbfr_core.weights import import_published, imported_from, load_network, network_entry, read_card
 from refbfr_core.weights.convert import convert_adm_unet
 from refbfr_core.weights.convert_adm import adm_unet_shapes
+from refbfr_core.weights.places import how_to_get
 from refbfr_core.weights.published_adm import DIFFACE_UNET, looks_like_adm, read_adm
 from refbfr_core.weights.published_files import file_digest
 from refbfr_core.weights.published_ldm import looks_like_refldm, looks_like_vqgan
 from refbfr_core.weights.published_sample import sample_adm
-from refbfr_core.weights.store import how_to_get
 
 # DifFace's layout in small: convolutions resample, every level has its own number of blocks.
 SMALL = {

@@ -77,12 +77,12 @@ book = nb.start("09_information_bottleneck", profile=profile, seed=seed)
 # %%
 values = [-2.0, 0.5]
 figure = dials.dial_figure([0.0, 0.3, 0.6, 0.9], values)
-book.save(figure, "09_dial", max_bytes=12_000,
+book.save(figure, "09_dial", max_bytes=10_000,
           alt="The distribution of Z for two values of R at four lambdas: both equal the grey prior at zero, then move apart and become narrow spikes at their values.")
 
 # %%
 frames, labels = dials.dial_frames([k / 10 for k in range(11)], values)
-nb.frame_strip(frames, labels, width=420, still_frames=4, max_bytes=38_000,
+nb.frame_strip(frames, labels, width=420, still_frames=3, max_bytes=24_000,
                alt="The dial turned from 0 to 1: two bell curves leave the common grey prior and become spikes at their values of R.")
 
 # %% [markdown]
@@ -130,7 +130,7 @@ nb.table(rows, caption="What passing a number costs, in nats: 200,000 draws (± 
 
 # %%
 figure = dials.divergence_figure([0.0, 0.5, -2.0], seed=seed)
-book.save(figure, "09_divergence", max_bytes=22_000,
+book.save(figure, "09_divergence", max_bytes=18_000,
           alt="Three readings of equation 11 over lambda for three values of r; black dots from draws lie on the exact curve, the printed one is above, the squared one negative.")
 
 # %% [markdown]
@@ -166,7 +166,7 @@ nb.table([{"reading": name, **{f"slope at λ = {share:g}": f"{value:+.2f}" for s
 
 # %%
 figure = dials.bound_figure()
-book.save(figure, "09_bound", max_bytes=16_000,
+book.save(figure, "09_bound", max_bytes=13_000,
           alt="Left, the mean divergence over lambda lies slightly above the mutual information. Right, the gap, largest at one half, and dots for the divergence of p(Z) from q on it.")
 
 # %%
@@ -197,7 +197,7 @@ walks = {kind: scalar.train_shares(betas, kind, seed=seed) for kind in ("noise",
 # With the identity and beta = 0 every lambda is equally good, so there is no best one to draw.
 best = {kind: [None if kind == "identity" and beta == 0 else scalar.best_share(beta, kind, 0.5) for beta in betas] for kind in walks}
 figure = dials.walk_figure(walks, best)
-book.save(figure, "09_dial_learns", max_bytes=24_000, betas=betas,
+book.save(figure, "09_dial_learns", max_bytes=16_000, betas=betas,
           alt="Lambda over training steps for four betas: with noise and with nothing it settles on dotted lines that fall as beta rises; with identity it falls towards zero for every positive beta.")
 
 # %%
@@ -264,9 +264,10 @@ def psnr(pictures, target):
     return metrics.compute("psnr", pictures.cpu(), target)
 
 
+everybody = {"seed": cases.seeds, "rows_per_call": 8}  # eight pictures go through a network together
 began = time.perf_counter()
-first = pipe.stage_one(cases.lq, seed=cases.seeds)  # X_D1 of everybody
-restored = pipe(cases.lq, first=first, seed=cases.seeds)
+first = pipe.stage_one(cases.lq, **everybody)  # X_D1 of everybody
+restored = pipe(cases.lq, first=first, **everybody)
 seconds = (time.perf_counter() - began) / people
 print(restored.settings)
 print(f"{seconds:.1f} s a face for both stages")
@@ -281,7 +282,7 @@ figure = nb.image_grid(
     [[passing[i] if x is None else x[i] for x in columns.values()] for i in pair], column_labels=list(columns), cell=1.28,
     captions=[["" if x is None or x is truth else f"IDS {float(ids(x[i : i + 1], truth[i : i + 1])):.2f}, {float(psnr(x[i : i + 1], truth[i : i + 1])):.1f} dB" for x in columns.values()] for i in pair],
 )
-book.save(figure, "09_way_of_a_face", kind="jpg", max_bytes=38_000, people=pair, preset=preset,
+book.save(figure, "09_way_of_a_face", kind="jpg", max_bytes=31_000, people=pair, preset=preset,
           alt="Two people: ruined, restored by Stage I, a map of what passes the bottleneck, the bottleneck's output decoded, restored by Stage II, and the truth.")
 
 # %% [markdown]
@@ -339,7 +340,7 @@ blind = torch.equal(dreams, unsteered.stage_one(1 - cases.lq[pair], seed=dice))
 # %%
 figure = nb.image_grid([[cases.lq[i], dreams[row], first[i], truth[i]] for row, i in enumerate(pair)],
                        column_labels=["$X_{LQ}$", "not steered", "steered", "truth"], cell=1.28)
-book.save(figure, "09_steering", kind="jpg", max_bytes=24_000, people=pair,
+book.save(figure, "09_steering", kind="jpg", max_bytes=20_000, people=pair,
           alt="Two people: the ruined picture, what the frozen diffusion draws from the same noise without steering, what it draws with steering, and the truth.")
 
 # %% [markdown]
@@ -360,7 +361,7 @@ bottleneck, R = pipe.second.bottleneck, encode_moments(pipe.vae, first.to(device
 F_R = (R - bottleneck.mean) / bottleneck.std.clamp(min=0.01)
 F_clean = bottleneck.normalise(encode_moments(pipe.vae, truth.to(device)).detach()).cpu()
 figure = figures.normalised_figure(F_clean)
-book.save(figure, "09_gaussian", max_bytes=24_000, people=people,
+book.save(figure, "09_gaussian", max_bytes=16_000, people=people,
           alt="Histograms of the normalised moments of clean faces for every channel over the standard normal density: means on the left, log-variances on the right.")
 
 # %%
@@ -399,7 +400,7 @@ print(f"R {tuple(R.shape[1:])}, F_ID {own_identity.shape[1]} numbers, bottleneck
 
 # %%
 figure = figures.map_figure(share_maps[hero], 0.0, 1.0, "λ")
-book.save(figure, "09_lambda_maps", max_bytes=36_000, hero=hero, variant=pipe.second.config.label,
+book.save(figure, "09_lambda_maps", max_bytes=22_000, hero=hero, variant=pipe.second.config.label,
           alt="Eight maps of lambda for one face, four channels of means above four of log-variances, on one scale from 0 to 1, with their averages in the titles.")
 
 # %% [markdown]
@@ -423,7 +424,7 @@ def dialled(label, shares, person=hero, **options):
     """Z decoded and X_D2 of one person for each lambda, from the same noise."""
     many, seeds = [each[person : person + 1].expand(len(shares), -1, -1, -1) for each in (cases.lq, first)], [cases.seeds[person]] * len(shares)
     given = torch.tensor(shares).view(-1, 1, 1, 1).expand(-1, *R.shape[1:])
-    made = variants[label](many[0], first=many[1], share=given, seed=seeds, **options)
+    made = variants[label](many[0], first=many[1], share=given, seed=seeds, rows_per_call=8, **options)
     return variants[label].decode(made.bottleneck.moments).cpu(), made.images.cpu()
 
 
@@ -437,12 +438,12 @@ figure = nb.image_grid(
     column_labels=[f"λ = {dial[k]:g}" for k in shown], cell=1.05,
     captions=[row for name in fillings for row in ([""] * len(shown), [f"IDS {value:.2f}" for value in ids(turned[name][1][shown], truth[hero].expand(len(shown), -1, -1, -1)).tolist()])],
 )
-book.save(figure, "09_dial_on_a_face", kind="jpg", max_bytes=62_000, hero=hero, shares=[dial[k] for k in shown],
+book.save(figure, "09_dial_on_a_face", kind="jpg", max_bytes=45_000, hero=hero, shares=[dial[k] for k in shown],
           alt="One face for five lambdas: Z decoded and the picture restored from it, with the gap filled by noise, by nothing, and by the identity.")
 
 # %%
 frames = [nb.tiled([turned["noise"][0][k], turned["identity"][0][k], turned["noise"][1][k], turned["identity"][1][k]]) for k in range(len(dial))]
-nb.frame_strip(frames, [f"lambda = {value:.1f}" for value in dial], width=420, still_frames=3, max_bytes=90_000,
+nb.frame_strip(frames, [f"lambda = {value:.1f}" for value in dial], width=420, still_frames=1, max_bytes=46_000,
                alt="Above Z decoded, below the picture restored from it, with noise on the left and the identity on the right, as lambda goes from 0 to 1.")
 
 # %% [markdown]
@@ -507,7 +508,7 @@ nb.table(rows, caption=f"What the bottleneck passes of X_D1: {people} unseen peo
 
 # %%
 figure = figures.share_figure({kind: {weights[w]: {what: mean_interval(kept[f"{kind}-{w}"][what]) for what in figures.KINDS} for w in weights} for kind in ("noise", "none", "id")})
-book.save(figure, "09_lambda_info", max_bytes=20_000, people=people,
+book.save(figure, "09_lambda_info", max_bytes=10_000, people=people,
           alt="Mean lambda over lambda_info on a logarithmic axis for noise, none and identity, for the means on the left and the log-variances on the right.")
 
 # %%
@@ -524,7 +525,7 @@ figure = nb.image_grid(
     row_labels=["noise", "none", "id"], column_labels=[text for w in weights for text in (f"{w}: $Z$", "$X_{D2}$")], cell=1.08,
     captions=[[text for w in weights for text in (f"λ {float(kept[f'{kind}-{w}']['means'][hero]):.2f}", f"IDS {float(ids(nine[f'{kind}-{w}'][None], truth[hero : hero + 1])):.2f}")] for kind in ("noise", "none", "id")],
 )
-book.save(figure, "09_nine_networks", kind="jpg", max_bytes=52_000, hero=hero,
+book.save(figure, "09_nine_networks", kind="jpg", max_bytes=34_000, hero=hero,
           alt="Nine networks on one person, three fillings in rows and three weights in columns: Z decoded and the restored picture, with the mean lambda of the means and the identity score.")
 
 # %% [markdown]
@@ -543,7 +544,7 @@ figure = nb.image_grid(
     [[cases.lq[i], *(x[row].cpu() for x in parts.values()), truth[i]] for row, i in enumerate(pair)], column_labels=["$X_{LQ}$", *parts, "truth"], cell=1.28,
     captions=[["", *(f"IDS {float(ids(x[row : row + 1], truth[i : i + 1])):.2f}, {float(psnr(x[row : row + 1], truth[i : i + 1])):.1f} dB" for x in parts.values()), ""] for row, i in enumerate(pair)],
 )
-book.save(figure, "09_without_a_part", kind="jpg", max_bytes=38_000, people=pair,
+book.save(figure, "09_without_a_part", kind="jpg", max_bytes=25_000, people=pair,
           alt="Two people: ruined, Stage I alone, two diffusions without a bottleneck, the whole method, the bottleneck without Stage I, and the truth.")
 
 # %% [markdown]
@@ -560,7 +561,7 @@ book.save(figure, "09_without_a_part", kind="jpg", max_bytes=38_000, people=pair
 # %%
 swaps = {"own": {}, "one photo": {"references": cases.right[:, :1]}, "four photos": {"references": cases.right}, "somebody else": {"references": cases.wrong[:, :1]}}
 networks = {"id-0.001": variants["id-0.001"], "id-0.1": variants["id-0.1"]}
-swapped = {label: {who: restored if label == "id-0.001" and who == "own" else net(cases.lq, first=first, seed=cases.seeds, **given) for who, given in swaps.items()}
+swapped = {label: {who: restored if label == "id-0.001" and who == "own" else net(cases.lq, first=first, **everybody, **given) for who, given in swaps.items()}
            for label, net in networks.items()}
 
 # %%
@@ -572,7 +573,7 @@ for own in swapped.values():
 columns = ["$X_{D1}$", "own", "one photo", "four photos", "somebody\nelse", "change:\none photo", "change:\nelse"]
 figure = nb.image_grid(rows, row_labels=list(swapped), column_labels=columns, cell=1.05,
                        captions=[[f"IDS {value:.2f}" for value in ids(torch.stack(row[:5]), truth[hero].expand(5, -1, -1, -1)).tolist()] + ["", ""] for row in rows])
-book.save(figure, "09_identity_swap", kind="jpg", max_bytes=38_000, hero=hero, white=12,
+book.save(figure, "09_identity_swap", kind="jpg", max_bytes=28_000, hero=hero, white=12,
           alt="One person restored with the identity of the first restoration, of one photo, of four and of somebody else, by two networks, and maps of what each swap changes.")
 
 # %% [markdown]
@@ -608,7 +609,7 @@ ladder = [k / 8 for k in range(9)]
 one = slice(hero, hero + 1)
 mixed = [networks["id-0.1"](cases.lq[one], cases.wrong[one, :1], first=first[one], blend=w, share=0.0, seed=cases.seeds[one]).images[0].cpu() for w in ladder]
 frames = [torch.cat([picture, difference(picture, mixed[0], full)], dim=2) for picture in mixed]
-nb.frame_strip(frames, [f"w = {w:.2f}" for w in ladder], width=420, still_frames=4, max_bytes=42_000,
+nb.frame_strip(frames, [f"w = {w:.2f}" for w in ladder], width=420, still_frames=1, max_bytes=22_000,
                alt="One person restored with an identity that goes from the own to somebody else's, and beside it what has changed.")
 
 
@@ -632,7 +633,7 @@ nb.live(mix, w=[1.0, *ladder], share=[0.0, "own", 0.5, 1.0], whose=["somebody el
 # %%
 gains = {label: {who: paired_interval(ids(own[who].images, truth), ids(own["own"].images, truth)) for who in list(swaps)[1:]} for label, own in swapped.items()}
 extension = variants["ref-0.01"]
-trained_on_photos = {who: extension(cases.lq, first=first, seed=cases.seeds, **swaps[who]).images for who in ("own", "one photo")}
+trained_on_photos = {who: extension(cases.lq, first=first, **everybody, **swaps[who]).images for who in ("own", "one photo")}
 gains["ref-0.01"] = {"one photo": paired_interval(*(ids(trained_on_photos[who], truth) for who in ("one photo", "own")))}
 for label, own in swapped.items():
     gains[label]["one photo against somebody else's"] = paired_interval(ids(own["one photo"].images, truth), ids(own["somebody else"].images, truth))
@@ -664,11 +665,12 @@ for label, own in swapped.items():
 #
 # $$\min_{\gamma,\beta}\ \big\lVert\lambda R + (1-\lambda)(\gamma\odot F_R + \beta) - \mathcal E_{truth}\big\rVert^2$$
 #
-# one line per channel, and no face recognition network, however good, can bring $Z$ nearer.
+# one problem per channel, and no face recognition network, however good, can bring $Z$ nearer to the truth. (That bounds the error of $Z$, not
+# IDS: a $Z$ that is further away might please the judge more.)
 
 # %%
 oracles = {label: best_compensation(net, truth, first) for label, net in networks.items()}
-told = {label: known.restore(cases.lq, seed=cases.seeds).images for label, known in oracles.items()}
+told = {label: known.restore(cases.lq, **everybody).images for label, known in oracles.items()}
 scaling, rows, reach = pipe.vae.config.scaling_factor, [], {}
 for label, known in oracles.items():
     start = swapped[label]["own"]
@@ -683,7 +685,7 @@ figure = nb.image_grid(
     [[first[i], swapped[label]["own"].images[i].cpu(), told[label][i].cpu(), difference(told[label][i].cpu(), swapped[label]["own"].images[i].cpu(), full), truth[i]] for label in networks for i in pair[:1]],
     row_labels=list(networks), column_labels=["$X_{D1}$", "own identity", "oracle", "change", "truth"], cell=1.2,
 )
-book.save(figure, "09_oracle", kind="jpg", max_bytes=24_000, hero=hero,
+book.save(figure, "09_oracle", kind="jpg", max_bytes=18_000, hero=hero,
           alt="One person by two networks: Stage I, restored with the own identity, restored with the best sixteen numbers for the known truth, what they change, and the truth.")
 
 # %%
@@ -756,7 +758,7 @@ arms_shown = [arm for arm in (STAGE_ONE, TWICE, "0.001_n", "0.001_none", "no1_0.
 panels = {name: f"{label}, arm − method" for name, label in (("ids", "IDS"), ("psnr", "PSNR, dB"), ("textures", "textures"), ("niqe-toy", "niqe-toy")) if name in recording.rows}
 differences = difference_table(recording.rows[recording.rows.arm.isin([METHOD, *arms_shown])], METHOD, list(panels)).set_index(["arm", "severity"])
 figure = arm_interval_figure({name: {arm: {severity: differences.loc[(arm, severity), name] for severity in severities} for arm in arms_shown} for name in panels}, panels)
-book.save(figure, "09_ablations", max_bytes=26_000, recorded=recording.about["date"],
+book.save(figure, "09_ablations", max_bytes=21_000, recorded=recording.about["date"],
           alt="Paired differences of Stage I, two diffusions, other fillings and other weights to the adopted setting, with intervals, for three severities and four scores.")
 
 # %% [markdown]
@@ -832,7 +834,7 @@ nb.table([{"part": words, "here": f"{toy_size[name]:,}", "full size": f"{counted
 # %%
 edge = variants["id-0.001"].bottleneck(first[:2], share=1.0)
 twin = variants["id-0.001"].bottleneck(first[:2], identity=pipe.identity(cases.wrong[:2, :1]), share=1.0)
-alone = pipe(cases.lq[hero : hero + 1], seed=cases.seeds[hero])
+alone, together = (pipe(cases.lq[rows], first=first[rows], seed=[cases.seeds[i] for i in rows]).images[0] for rows in (pair[:1], pair))
 answers = []
 for value in ("own", 0.3, 0.7):
     began = time.perf_counter()
@@ -863,7 +865,7 @@ nb.check_interval_above(at_zero["identity"] - at_zero["noise"], 0, "at λ = 0 th
 nb.check(all(step.below() for steps in falls.values() for step in steps), "mean λ falls as λ_info rises, for each filling")
 nb.check(all(bool((known_error["error"] >= -1e-5).all()) for known_error in reach.values()), "the oracle never brings Z further from the truth")
 nb.check(vae_same, "the VAE is the shipped one after everything, and one for all networks")
-nb.check_close(alone.images, restored.images[hero : hero + 1], 0, "a face alone is the same picture as in the batch")
+nb.check(torch.equal(alone, together), "a face alone is the same picture as in a batch")
 nb.check_below(min(answers), 3, "the live slider answers within 3 s (the fastest of three moves)")
 nb.check_below(seconds, 20, "a whole restoration takes less than 20 s")
 nb.check(recording.rows.person.nunique() >= 32 and set(claims.verdict) <= {"confirmed", "contradicted", "open"}, "the recording holds at least 32 people, and every claim got a verdict", people=int(recording.rows.person.nunique()))

@@ -174,7 +174,7 @@ def _networks() -> Iterator[Finding]:
 def _published_network(name: str, profile: str) -> Finding:
     from refbfr_core.errors import WeightsError
     from refbfr_core.weights import network_entry, published_root, verify_network
-    from refbfr_core.weights.store import how_to_get
+    from refbfr_core.weights.places import how_to_get
 
     folder, section = published_root(profile) / name, f"weights, {profile}"
     published = network_entry(name).published[profile]

@@ -18,13 +18,13 @@ _EXPORTS = {
     "paper_file": "paper_files",
     "network_entry": "registry",
     "load_network": "store",
-    "network_folder": "store",
+    "network_folder": "places",
     "save_network": "store",
     "read_card": "store",
     "verify_network": "store",
     "weights_digest": "store",
-    "shipped_root": "store",
-    "published_root": "store",
+    "shipped_root": "places",
+    "published_root": "places",
     "import_published": "published_import",
     "imported_from": "published_import",
     "load_onnx_recognition": "onnx_recognition",
@@ -32,7 +32,7 @@ _EXPORTS = {
 }
 _MODULES = (
     *("card", "convert", "diffusers_folder", "network_classes", "onnx_recognition", "paper_files"),
-    *("registry", "sources", "store"),
+    *("places", "registry", "sources", "store"),
     *("published_adm", "published_files", "published_import", "published_ldbfr", "published_ldm", "published_sample"),
     "stable_diffusion",
 )

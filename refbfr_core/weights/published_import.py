@@ -21,6 +21,7 @@ from refbfr_core.errors import DiskFullError, OutputError, WeightsError
 from refbfr_core.files import output_error
 from refbfr_core.weights import published_ldbfr, stable_diffusion
 from refbfr_core.weights.diffusers_folder import FolderKind
+from refbfr_core.weights.places import published_root
 from refbfr_core.weights.published_adm import DIFFACE_UNET, looks_like_adm, read_adm
 from refbfr_core.weights.published_arcface import looks_like_arcface, read_arcface
 from refbfr_core.weights.published_files import file_digest, read_checkpoint, tensors_of
@@ -37,7 +38,7 @@ from refbfr_core.weights.published_ldm import (
 from refbfr_core.weights.registry import NETWORKS
 from refbfr_core.weights.sources import PublishedFile
 from refbfr_core.weights.stable_diffusion import SD21_LAYOUT, StableDiffusionLayout
-from refbfr_core.weights.store import published_root, read_card, save_network, verify_network
+from refbfr_core.weights.store import read_card, save_network, verify_network
 
 _READERS: dict[str, tuple[Callable[[dict[str, Tensor]], bool], Callable[[dict[str, Tensor], Any], Converted]]] = {
     "refldm-vq": (looks_like_vqgan, read_vqgan),

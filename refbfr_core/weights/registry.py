@@ -160,6 +160,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 "KL autoencoder of DiffMAC: its moments are the manifold that the bottleneck works on",
                 network_classes.autoencoder_kl,
                 "diffmac-vae",
+                shipped=True,
                 published=MappingProxyType({"paper": SD21_BASE}),
                 also=(SD21_BASE_COPY,),
             ),
@@ -168,6 +169,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 "latent diffusion that both stages of DiffMAC modulate, in the place of Stable Diffusion 2.1-base",
                 network_classes.unet_2d_condition,
                 "diffmac-unet",
+                shipped=True,
                 published=MappingProxyType({"paper": SD21_BASE}),
                 also=(SD21_BASE_COPY,),
             ),
@@ -184,6 +186,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                 "Stage I of DiffMAC: condition pyramid and modulation of diffmac-unet's encoder",
                 network_classes.feature_modulation,
                 "diffmac-one",
+                shipped=True,
                 unpublished=_NO_DIFFMAC,
             ),
             *(
@@ -192,6 +195,7 @@ NETWORKS: MappingProxyType[str, NetworkEntry] = MappingProxyType(
                     f"Stage II of DiffMAC, bottleneck and modulation: {label} of its Table 3",
                     network_classes.second_stage,
                     f"diffmac-two-{label}",
+                    shipped=True,
                     unpublished=_NO_DIFFMAC,
                 )
                 for label in DIFFMAC_SECOND
