@@ -14,7 +14,7 @@ from refbfr_core.benchmark import arms as generic
 from refbfr_core.benchmark import diffmac as study
 from refbfr_core.benchmark.arms import INPUT
 from refbfr_core.benchmark.cases import Cases
-from refbfr_core.benchmark.ldbfr import study_rows
+from refbfr_core.benchmark.severities import study_rows
 from refbfr_core.diffusion import NonFiniteError
 from refbfr_core.errors import ConfigError, UnknownNameError
 from refbfr_core.models.bottleneck import kl_exact

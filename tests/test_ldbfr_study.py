@@ -16,6 +16,7 @@ from refbfr_core.benchmark import arms as generic
 from refbfr_core.benchmark import ldbfr as study
 from refbfr_core.benchmark import ldbfr_claims as claims
 from refbfr_core.benchmark import ldbfr_steps, ldbfr_tables, recorded, recordings
+from refbfr_core.benchmark import severities as levels
 from refbfr_core.benchmark.arms import INPUT, ArmSettings, ArmStudy
 from refbfr_core.benchmark.cases import Cases
 from refbfr_core.cli.app import app
@@ -128,10 +129,10 @@ def test_unknown_and_impossible_arms_are_refused(methods):
 def test_arms_and_severities_are_read_from_text():
     assert study.arm_names("all") == (*study.ABLATIONS, "coarse") and len(study.ABLATIONS) == 8
     assert study.arm_names("all, refldm,D") == (*study.SETS["all"], "refldm")
-    assert study.severity_names("all") == ("mild", "medium", "severe")
-    assert study.severity_names("severe,mild") == ("mild", "severe")
+    assert levels.severity_names("all") == ("mild", "medium", "severe")
+    assert levels.severity_names("severe,mild") == ("mild", "severe")
     with pytest.raises(UnknownNameError, match="medium"):
-        study.severity_names("mediun")
+        levels.severity_names("mediun")
     with pytest.raises(ConfigError, match="names no arm"):
         study.arm_names(" ,")
 
@@ -141,7 +142,7 @@ def test_arms_and_severities_are_read_from_text():
 
 def test_every_severity_has_its_rows_from_the_same_people(methods):
     studies = run(methods, ("stage1", "A", "D"))
-    rows = study.study_rows(studies)
+    rows = levels.study_rows(studies)
     assert list(studies) == ["mild", "severe"] and len(rows) == 2 * 3 * 4
     assert not any(len(each.failures) for each in studies.values())
     assert studies["mild"].arms == [INPUT, "stage1", "A", "D"]
@@ -196,7 +197,7 @@ SIGN = {"psnr": 1, "ssim": 0.05, "ids": 0.1, "textures": -0.1, "niqe-toy": -0.5,
 GOOD = {"input": 0.0, "stage1-plain": 1.0, "stage1": 2.0, "A": 2.5, "B": 3.0, "C": 2.7, "D": 4.0, "coarse": 2.2}
 
 
-def rows_of(people=16, severities=study.SEVERITIES, good=GOOD):
+def rows_of(people=16, severities=levels.SEVERITIES, good=GOOD):
     """Rows in which an arm is as good as `good` says in every score; people differ more than arms."""
     draws, lines = np.random.default_rng(0), []
     for severity in severities:
@@ -219,7 +220,7 @@ def test_rows_like_the_paper_confirm_every_claim():
     assert isinstance(first, Interval) and first.mean == pytest.approx(0.1, abs=0.01)
     assert first.level == pytest.approx(1 - 0.05 / len(table)) and first.n == 16
     grid = claims.verdict_grid(table)
-    assert list(grid.columns) == ["claim", "figure", "metric", *study.SEVERITIES]
+    assert list(grid.columns) == ["claim", "figure", "metric", *levels.SEVERITIES]
     assert list(grid.claim) == [claim.text for claim in claims.CLAIMS]
 
 
@@ -271,7 +272,7 @@ def test_ranks_count_every_score_once_and_whole_people_only():
 def test_tables_of_means_and_differences():
     rows = rows_of()
     means = ldbfr_tables.severity_table(rows).set_index(["severity", "arm"])
-    assert list(dict.fromkeys(means.index.get_level_values(0))) == list(study.SEVERITIES) and len(means) == 24
+    assert list(dict.fromkeys(means.index.get_level_values(0))) == list(levels.SEVERITIES) and len(means) == 24
     own = rows[(rows.severity == "medium") & (rows.arm == "C")]
     assert means.loc[("medium", "C"), "psnr"].mean == pytest.approx(own.psnr.mean())
     assert means.loc[("medium", "C"), "people"] == 16 and means.loc[("medium", "C"), "seconds"] == 0.5
@@ -337,11 +338,11 @@ def test_every_arm_takes_its_number_of_steps(tmp_path, methods, monkeypatch):
 
 def finished(failing=()):
     out, names = {}, tuple(SIGN) + ldbfr_tables.CHANNELS
-    for severity in study.SEVERITIES:
+    for severity in levels.SEVERITIES:
         rows = rows_of(12, (severity,)).drop(columns="severity")
         if severity in failing:
             rows.loc[3, ["status", "reason"]] = ["failed", "NonFiniteError: NaN"]
-        settings = ArmSettings(12, study.preset_of(severity), metrics=names, method="LD-BFR with s")
+        settings = ArmSettings(12, levels.preset_of(severity), metrics=names, method="LD-BFR with s")
         out[severity] = ArmStudy(settings, rows, "abc")
     return out
 

@@ -15,14 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refbfr_core.benchmark import ldbfr
-from refbfr_core.benchmark.arms import Arm, ArmSettings, ArmStudy, Restored, run_arms
+from refbfr_core.benchmark.arms import Arm, ArmSettings, ArmStudy, Restored
 from refbfr_core.benchmark.cases import Cases
 from refbfr_core.benchmark.diffmac_oracle import best_compensation, latent_error
-from refbfr_core.benchmark.ldbfr import SEVERITIES, preset_of, severity_names
-from refbfr_core.errors import ConfigError, unknown_name
+from refbfr_core.benchmark.severities import (
+    SEVERITIES,
+    check_arms,
+    computable,
+    named_arms,
+    record_severities,
+    run_severities,
+)
+from refbfr_core.errors import ConfigError
 from refbfr_core.images import from_network, to_network
-from refbfr_core.metrics import unavailable
 from refbfr_core.models.bottleneck import BottleneckOutput, kl_exact
 from refbfr_core.models.moments import encode_moments
 from refbfr_core.models.second_stage import SecondStage
@@ -74,6 +79,7 @@ SETS: Mapping[str, tuple[str, ...]] = {
 METRICS = ("psnr", "ssim", "ids", "textures", "lpips-toy", "niqe-toy", "detail", "colour-bias")
 """Fidelity, identity, likeness and realism, amount of detail, colour. "lpips-toy" is a training loss of the
 autoencoder, so verdicts do not rest on it."""
+KNOWN = (*SETS["all"], *EXTENSIONS)
 SHARE, SHARE_MEANS, SHARE_VARIANCES = "share", "share-means", "share-variances"
 COLUMNS = (SHARE, SHARE_MEANS, SHARE_VARIANCES, "information", "latent-error")
 """Mean lambda of a face over all channels, those of the means, and those of the log-variances; mean of (11), exact, in
@@ -98,18 +104,8 @@ class DiffMACMethods:
 
 
 def arm_names(text: str) -> tuple[str, ...]:
-    """The arms that `text` names: keys of `SETS` and names of arms, with commas between them.
-
-    Raises:
-        UnknownNameError: an unknown arm. ConfigError: none at all.
-    """
-    found: list[str] = []
-    for part in filter(None, (each.strip() for each in text.split(","))):
-        found += SETS.get(part, (part,))
-    _check_arms(found)
-    if not found:
-        raise ConfigError(f"{text!r} names no arm; say one of {', '.join(SETS)}, or names such as stage1,{METHOD}.")
-    return tuple(dict.fromkeys(found))
+    """The arms that `text` names, see `named_arms`."""
+    return named_arms(text, SETS, KNOWN, f"stage1,{METHOD}")
 
 
 def load_methods(
@@ -126,7 +122,7 @@ def load_methods(
     from refbfr_core.pipelines import load_pipeline
     from refbfr_core.weights import load_network
 
-    _check_arms(names)
+    check_arms(names, SETS, KNOWN)
     seconds = {}
     for row in dict.fromkeys(_row_of(name) for name in names):
         if row in (STAGE_ONE, COARSE):
@@ -185,7 +181,7 @@ def diffmac_arms(methods: DiffMACMethods, names: Sequence[str] = SETS["all"], **
     Raises:
         UnknownNameError: an unknown arm. ConfigError: an arm whose network is missing.
     """
-    _check_arms(names)
+    check_arms(names, SETS, KNOWN)
     methods.pipe.set_progress_bar_config(disable=True)
     shared = SharedWork(methods.pipe, options)
 
@@ -289,26 +285,21 @@ def run_diffmac_study(
     """
     from refbfr_core.weights import load_network
 
-    chosen = severity_names(",".join(severities))
     methods = load_methods(arms, device, root) if methods is None else methods
     judge = load_network("judge", device=device) if judge is None else judge
-    if metrics is None:
-        metrics = [name for name in METRICS if not unavailable(name)]
-    made, pipe = diffmac_arms(methods, arms, **options), methods.pipe
-    words = f"DiffMAC with {describe_sampling(pipe, **options)}"
-    studies = {}
-    for severity in chosen:
-        studies[severity] = run_arms(
-            made,
-            ArmSettings(people, preset_of(severity), REFERENCES, seed, split, tuple(metrics), words),
-            methods.networks,
-            judge,
-            resolution=pipe.resolution,
-            out=None if out is None else Path(out) / severity,
-            batch=batch,
-            progress=progress,
-        )
-    return studies
+    scores = computable(METRICS) if metrics is None else tuple(metrics)
+    words = f"DiffMAC with {describe_sampling(methods.pipe, **options)}"
+    return run_severities(
+        diffmac_arms(methods, arms, **options),
+        severities,
+        ArmSettings(people, "", REFERENCES, seed, split, scores, words),
+        methods.networks,
+        judge,
+        resolution=methods.pipe.resolution,
+        out=out,
+        batch=batch,
+        progress=progress,
+    )
 
 
 def describe_sampling(pipe: Any, **options: Any) -> str:
@@ -318,23 +309,12 @@ def describe_sampling(pipe: Any, **options: Any) -> str:
 
 
 def record_study(studies: Mapping[str, ArmStudy], command: str, folder: str | Path | None = None) -> Path:
-    """Keep the rows of all severities as the recording `RECORDING`; returns the path of the rows.
-
-    Raises:
-        ConfigError: severities are missing, some rows failed, or the severities do not belong together.
-    """
-    return ldbfr.record_study(studies, command, folder, name=RECORDING, columns=COLUMNS)
+    """Keep the rows of all severities as the recording `RECORDING`, see `record_severities`."""
+    return record_severities(RECORDING, studies, command, folder, COLUMNS)
 
 
 def _row_of(name: str) -> str:
     return name.partition("+")[0]
-
-
-def _check_arms(names: Sequence[str]) -> None:
-    known = (*SETS["all"], *EXTENSIONS)
-    for name in names:
-        if name not in known:
-            raise unknown_name("arm", name, [*SETS, *known])
 
 
 def _needed(part: Any, arm: str, name: str) -> Any:

@@ -35,11 +35,11 @@ from refbfr_core.benchmark.diffmac import (
     WRONG,
 )
 from refbfr_core.benchmark.identity_claims import COVERAGE
-from refbfr_core.benchmark.ldbfr import SEVERITIES
 from refbfr_core.benchmark.ldbfr_claims import RANK, RANKED, Claim
 from refbfr_core.benchmark.papers import published_value
 from refbfr_core.benchmark.recording import recorded
 from refbfr_core.benchmark.rows import OK
+from refbfr_core.benchmark.severities import SEVERITIES
 from refbfr_core.metrics import REGISTRY
 
 PAPER_ROWS = {STAGE_ONE: "stage I", "0.001_none": "MIB w/o n|id"}
@@ -99,7 +99,7 @@ def claim_table(rows: pd.DataFrame | None = None) -> pd.DataFrame:
     """Every claim at every severity of the rows: "severity", "figure", "claim", "metric", "verdict", "difference".
 
     Args:
-        rows: of `refbfr_core.benchmark.ldbfr.study_rows`; None reads the recording.
+        rows: of `refbfr_core.benchmark.severities.study_rows`; None reads the recording.
 
     Raises:
         UnknownNameError: nothing was recorded.

@@ -20,8 +20,8 @@ from torch import nn
 from refbfr_core.benchmark import pdgrad_steps
 from refbfr_core.benchmark.arms import Arm, ArmSettings, ArmStudy, record_arms, run_arms
 from refbfr_core.benchmark.diffmac import METRICS, STAGE_ONE, DiffMACMethods, SharedWork, describe_sampling
-from refbfr_core.benchmark.ldbfr import preset_of
 from refbfr_core.benchmark.recording import recorded
+from refbfr_core.benchmark.severities import preset_of
 from refbfr_core.errors import ConfigError
 from refbfr_core.metrics import unavailable
 

@@ -25,11 +25,11 @@ from refbfr_core.benchmark.diffmac import (
     WEIGHTS,
 )
 from refbfr_core.benchmark.diffmac_claims import FAMILIES, PAPER_ROWS
-from refbfr_core.benchmark.ldbfr import SEVERITIES
 from refbfr_core.benchmark.papers import published
 from refbfr_core.benchmark.recording import recorded
 from refbfr_core.benchmark.report import contrast
 from refbfr_core.benchmark.rows import OK
+from refbfr_core.benchmark.severities import SEVERITIES
 from refbfr_core.errors import ConfigError
 from refbfr_core.metrics import Interval, mean_interval
 
@@ -46,7 +46,7 @@ def severity_table(rows: pd.DataFrame | None = None, metrics: Sequence[str] | No
     """Mean of every score with its 95 % interval over people: one line a severity and arm.
 
     Args:
-        rows: of `refbfr_core.benchmark.ldbfr.study_rows`; None reads the recording.
+        rows: of `refbfr_core.benchmark.severities.study_rows`; None reads the recording.
         metrics: columns; all of `METRICS` and `COLUMNS` that the rows have if not given.
 
     Returns:

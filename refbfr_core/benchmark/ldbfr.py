@@ -11,22 +11,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from refbfr_core.benchmark.arms import Arm, ArmSettings, ArmStudy, run_arms
+from refbfr_core.benchmark.arms import Arm, ArmSettings, ArmStudy
 from refbfr_core.benchmark.cases import Cases
-from refbfr_core.benchmark.recording import record
-from refbfr_core.benchmark.rows import OK
-from refbfr_core.errors import ConfigError, unknown_name
+from refbfr_core.benchmark.severities import (
+    SEVERITIES,
+    check_arms,
+    computable,
+    named_arms,
+    record_severities,
+    run_severities,
+)
+from refbfr_core.errors import ConfigError
 from refbfr_core.images import from_network, to_network
-from refbfr_core.metrics import unavailable
 from refbfr_core.models.dual_cross_attention import BRANCHES
 from refbfr_core.models.injected_unet import VARIANTS
 
 RECORDING = "ldbfr-ablations"
-SEVERITIES = ("mild", "medium", "severe")
 PLAIN, STAGE_ONE, SPATIAL, CHANNEL = "stage1-plain", "stage1", "stage1-spatial", "stage1-channel"
 FULL, COARSE, REFLDM = "D", "coarse", "refldm"
 
@@ -44,6 +47,7 @@ METRICS = (
 )  # fmt: skip
 """Fidelity, identity, likeness and realism, amount of detail, colour. "lpips-toy" is a training loss of the VQGANs, so
 verdicts rest on "textures"."""
+KNOWN = (*ABLATIONS, COARSE, REFLDM)
 
 
 @dataclass(frozen=True)
@@ -70,32 +74,9 @@ class LDBFRMethods:
         return [network for network in own if network is not None]
 
 
-def severity_names(text: str) -> tuple[str, ...]:
-    """The severities that `text` names, "all" or such as "mild,severe", in the paper's order.
-
-    Raises:
-        UnknownNameError: another severity.
-    """
-    asked = SEVERITIES if text == "all" else [part.strip() for part in text.split(",")]
-    for name in asked:
-        if name not in SEVERITIES:
-            raise unknown_name("severity", name, ["all", *SEVERITIES])
-    return tuple(name for name in SEVERITIES if name in asked)
-
-
 def arm_names(text: str) -> tuple[str, ...]:
-    """The arms that `text` names: keys of `SETS` and names of arms, with commas between them.
-
-    Raises:
-        UnknownNameError: an unknown arm. ConfigError: none at all.
-    """
-    found: list[str] = []
-    for part in filter(None, (each.strip() for each in text.split(","))):
-        found += SETS.get(part, (part,))
-    _check_arms(found)
-    if not found:
-        raise ConfigError(f"{text!r} names no arm; say one of {', '.join(SETS)}, or names such as stage1,D.")
-    return tuple(dict.fromkeys(found))
+    """The arms that `text` names, see `named_arms`."""
+    return named_arms(text, SETS, KNOWN, "stage1,D")
 
 
 def load_methods(
@@ -111,7 +92,7 @@ def load_methods(
     from refbfr_core.pipelines import load_pipeline
     from refbfr_core.weights import load_network
 
-    _check_arms(names)
+    check_arms(names, SETS, KNOWN)
     pipe = load_pipeline("ldbfr", device=device, root=root)
     injections = {
         variant: load_network(f"ldbfr-hqi-{variant.lower()}", device=device, root=root)
@@ -133,7 +114,7 @@ def ldbfr_arms(methods: LDBFRMethods, names: Sequence[str] = SETS["all"], **opti
     Raises:
         UnknownNameError: an unknown arm. ConfigError: an arm whose networks are missing.
     """
-    _check_arms(names)
+    check_arms(names, SETS, KNOWN)
     pipe = methods.pipe
 
     def stage_one(use: Sequence[str], own: Any = pipe) -> Arm:
@@ -203,32 +184,21 @@ def run_ldbfr_study(
     """
     from refbfr_core.weights import load_network
 
-    chosen = severity_names(",".join(severities))
     methods = load_methods(arms, device, root) if methods is None else methods
     judge = load_network("judge", device=device) if judge is None else judge
-    if metrics is None:
-        metrics = [name for name in METRICS if not unavailable(name)]
-    pipe, made = methods.pipe, ldbfr_arms(methods, arms, **options)
-    words = describe_sampling(pipe, **options)
-    studies = {}
-    for severity in chosen:
-        settings = ArmSettings(people, preset_of(severity), 1, seed, split, tuple(metrics), f"LD-BFR with {words}")
-        studies[severity] = run_arms(
-            made,
-            settings,
-            methods.networks,
-            judge,
-            resolution=pipe.resolution,
-            out=None if out is None else Path(out) / severity,
-            batch=batch,
-            progress=progress,
-        )
-    return studies
-
-
-def preset_of(severity: str) -> str:
-    """The degradation preset of a severity."""
-    return f"toy-ldbfr-{severity}"
+    scores = computable(METRICS) if metrics is None else tuple(metrics)
+    words = f"LD-BFR with {describe_sampling(methods.pipe, **options)}"
+    return run_severities(
+        ldbfr_arms(methods, arms, **options),
+        severities,
+        ArmSettings(people, "", 1, seed, split, scores, words),
+        methods.networks,
+        judge,
+        resolution=methods.pipe.resolution,
+        out=out,
+        batch=batch,
+        progress=progress,
+    )
 
 
 def describe_sampling(pipe: Any, **options: Any) -> str:
@@ -237,64 +207,9 @@ def describe_sampling(pipe: Any, **options: Any) -> str:
     return ", ".join(f"{key} {value}" for key, value in sorted(chosen.items()))
 
 
-def study_rows(studies: Mapping[str, ArmStudy]) -> pd.DataFrame:
-    """The rows of all severities with a column "severity"; nobody's rows are left out."""
-    return pd.concat(
-        [study.rows.assign(severity=severity) for severity, study in studies.items()], ignore_index=True
-    )
-
-
-def record_study(
-    studies: Mapping[str, ArmStudy],
-    command: str,
-    folder: str | Path | None = None,
-    *,
-    name: str = RECORDING,
-    columns: Sequence[str] = (),
-) -> Path:
-    """Keep the rows of all severities as the recording `name`; returns the path of the rows.
-
-    Args:
-        columns: of the rows to keep besides the scores, those that there are.
-
-    Raises:
-        ConfigError: severities are missing, some rows failed, or the severities do not belong together.
-    """
-    if missing := [severity for severity in SEVERITIES if severity not in studies]:
-        raise ConfigError(f"the study lacks {', '.join(missing)}; run it with all severities, then record it.")
-    rows = study_rows(studies)
-    failed = rows[rows.status != OK]
-    if len(failed):
-        raise ConfigError(f"{len(failed)} rows failed; first: {failed.reason.iloc[0]}. Run it again.")
-    common = {_common(study) for study in studies.values()}
-    if len(common) > 1:
-        raise ConfigError(f"the severities were run with different settings or networks: {sorted(common)}.")
-    one = studies[SEVERITIES[0]]
-    settings = {
-        "method": one.settings.method,
-        "presets": {severity: study.settings.preset for severity, study in studies.items()},
-        "people": one.settings.people,
-        "seed": one.settings.seed,
-        "split": one.settings.split,
-        "arms": one.arms,
-        "metrics": list(one.settings.metrics),
-        "weights": one.weights,
-    }
-    more = [column for column in columns if column in rows]
-    kept = rows[["severity", "person", "arm", "status", *one.settings.metrics, "seconds", *more]]
-    return record(name, kept, {"command": command, "settings": settings}, folder)
-
-
-def _common(study: ArmStudy) -> tuple:
-    own = study.settings
-    return own.method, own.people, own.seed, own.split, own.metrics, study.weights, tuple(study.arms)
-
-
-def _check_arms(names: Sequence[str]) -> None:
-    known = (*ABLATIONS, COARSE, REFLDM)
-    for name in names:
-        if name not in known:
-            raise unknown_name("arm", name, [*SETS, *known])
+def record_study(studies: Mapping[str, ArmStudy], command: str, folder: str | Path | None = None) -> Path:
+    """Keep the rows of all severities as the recording `RECORDING`, see `record_severities`."""
+    return record_severities(RECORDING, studies, command, folder)
 
 
 def _needed(part: Any, arm: str, name: str) -> Any:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import pandas as pd
 
 from refbfr_core.benchmark.identity_claims import CONFIRMED, CONTRADICTED, COVERAGE, OPEN
-from refbfr_core.benchmark.ldbfr import FULL, PLAIN, RECORDING, SEVERITIES, STAGE_ONE
+from refbfr_core.benchmark.ldbfr import FULL, PLAIN, RECORDING, STAGE_ONE
 from refbfr_core.benchmark.pdgrad import LEAST_PEOPLE
 from refbfr_core.benchmark.recording import recorded
 from refbfr_core.benchmark.report import contrast
 from refbfr_core.benchmark.rows import OK
+from refbfr_core.benchmark.severities import SEVERITIES
 from refbfr_core.metrics import REGISTRY, Interval
 from refbfr_core.models.injected_unet import VARIANTS
 
@@ -105,7 +106,7 @@ def claim_table(rows: pd.DataFrame | None = None) -> pd.DataFrame:
     """Every claim at every severity of the rows: "severity", "figure", "claim", "metric", "verdict", "difference".
 
     Args:
-        rows: of `refbfr_core.benchmark.ldbfr.study_rows`; None reads the recording.
+        rows: of `refbfr_core.benchmark.severities.study_rows`; None reads the recording.
 
     Raises:
         UnknownNameError: nothing was recorded.

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import pandas as pd
 
 from refbfr_core.benchmark.arms import INPUT
-from refbfr_core.benchmark.ldbfr import COARSE, FULL, METRICS, PLAIN, RECORDING, SEVERITIES, STAGE_ONE
+from refbfr_core.benchmark.ldbfr import COARSE, FULL, METRICS, PLAIN, RECORDING, STAGE_ONE
 from refbfr_core.benchmark.papers import published
 from refbfr_core.benchmark.recording import recorded
 from refbfr_core.benchmark.report import contrast
 from refbfr_core.benchmark.rows import OK
+from refbfr_core.benchmark.severities import SEVERITIES
 from refbfr_core.errors import ConfigError
 from refbfr_core.metrics import Interval, mean_interval
 
@@ -32,7 +33,7 @@ def severity_table(rows: pd.DataFrame | None = None, metrics: Sequence[str] | No
     """Mean of every score with its 95 % interval over people: one line a severity and arm.
 
     Args:
-        rows: of `refbfr_core.benchmark.ldbfr.study_rows`; None reads the recording.
+        rows: of `refbfr_core.benchmark.severities.study_rows`; None reads the recording.
         metrics: columns; all that the rows have if not given.
 
     Returns:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -231,28 +232,13 @@ def ldbfr(
 ) -> None:
     """LD-BFR's ablations, same faces and noise in every arm. Continues a stopped run in its folder."""
     from refbfr_core.benchmark import ldbfr as study
-    from refbfr_core.benchmark.ldbfr_claims import claim_table, verdict_grid
-    from refbfr_core.errors import ConfigError
+    from refbfr_core.benchmark.ldbfr_claims import claim_table
 
-    severities = study.severity_names(severity)
-    if keep and severities != study.SEVERITIES:
-        raise ConfigError("a recording holds all severities: use --severity all, which continues what is in --out.")
-    chosen = study.arm_names(arms)
-    options = {"arms": chosen, "device": device, "root": weights}
+    severities = _severities(severity, keep)
+    options = {"arms": study.arm_names(arms), "device": device, "root": weights}
     studies = study.run_ldbfr_study(people, severities, seed, out, **options)
-    failures = 0
-    for name, each in studies.items():
-        typer.echo(f"{name}\n{each.table().to_string()}\n")
-        for failure in each.failures.itertuples():
-            typer.echo(f"failed: {name}, person {failure.person}, {failure.arm}: {failure.reason}")
-        failures += len(each.failures)
-    typer.echo(verdict_grid(claim_table(study.study_rows(studies))).to_string(index=False))
-    if keep:
-        command = f"refbfr evaluate ldbfr --people {people} --severity all --arms {arms} --seed {seed} "
-        command += "--record" if weights is None else "--weights NETWORKS --record"
-        typer.echo(f"recorded: {study.record_study(studies, command)}")
-    if failures:
-        raise typer.Exit(1)
+    command = f"refbfr evaluate ldbfr --people {people} --severity all --arms {arms} --seed {seed} "
+    _report_severities(study, claim_table, studies, keep, command, weights)
 
 
 @app.command("diffmac")
@@ -283,15 +269,37 @@ def diffmac(
     """DiffMAC's ablations, same faces and noise in every arm. Continues a stopped run in its folder."""
     from refbfr_core.benchmark import diffmac as study
     from refbfr_core.benchmark.diffmac_claims import claim_table
-    from refbfr_core.benchmark.ldbfr import study_rows
-    from refbfr_core.benchmark.ldbfr_claims import verdict_grid
+
+    severities = _severities(severity, keep)
+    options = {"arms": study.arm_names(arms), "device": device, "root": weights}
+    studies = study.run_diffmac_study(people, severities, seed, out, **options)
+    command = f"refbfr evaluate diffmac --people {people} --severity all --arms {arms} --seed {seed} "
+    _report_severities(study, claim_table, studies, keep, command, weights)
+
+
+def _severities(text: str, keep: bool) -> tuple[str, ...]:
+    """The severities that were asked for. Raises ConfigError where some are to be recorded without the others."""
+    from refbfr_core.benchmark.severities import SEVERITIES, severity_names
     from refbfr_core.errors import ConfigError
 
-    severities = study.severity_names(severity)
-    if keep and severities != study.SEVERITIES:
+    chosen = severity_names(text)
+    if keep and chosen != SEVERITIES:
         raise ConfigError("a recording holds all severities: use --severity all, which continues what is in --out.")
-    chosen = study.arm_names(arms)
-    studies = study.run_diffmac_study(people, severities, seed, out, arms=chosen, device=device, root=weights)
+    return chosen
+
+
+def _report_severities(
+    study: Any,
+    claim_table: Callable[..., Any],
+    studies: Mapping[str, Any],
+    keep: bool,
+    command: str,
+    weights: Path | None,
+) -> None:
+    """Print the tables of all severities, failures and verdicts; record them if asked to. Exit 1 after a failure."""
+    from refbfr_core.benchmark.ldbfr_claims import verdict_grid
+    from refbfr_core.benchmark.severities import study_rows
+
     failures = 0
     for name, each in studies.items():
         typer.echo(f"{name}\n{each.table().to_string()}\n")
@@ -300,7 +308,6 @@ def diffmac(
         failures += len(each.failures)
     typer.echo(verdict_grid(claim_table(study_rows(studies))).to_string(index=False))
     if keep:
-        command = f"refbfr evaluate diffmac --people {people} --severity all --arms {arms} --seed {seed} "
         command += "--record" if weights is None else "--weights NETWORKS --record"
         typer.echo(f"recorded: {study.record_study(studies, command)}")
     if failures:
