@@ -912,7 +912,8 @@ nb.check(recording.rows.person.nunique() >= 32 and set(claims.verdict) <= {"conf
 # window = torch.zeros(1, *R.shape[1:])
 # side = R.shape[-1]
 # window[..., side // 3 : side // 2 + 1, side // 5 : -(side // 5)] = 1.0
-# made = variants["noise-0.001"](cases.lq[pair], first=first[pair], share=window.expand(2, -1, -1, -1), seed=dice)
+# network = variants["noise-0.001"]
+# made = network(cases.lq[pair], first=first[pair], share=window.expand(2, -1, -1, -1), seed=dice)
 # print(ids(made.images, truth[pair]), ids(restored.images[pair], truth[pair]))
 # nb.image_grid([made.images[0], made.images[1], truth[hero], truth[other]])
 # ```
