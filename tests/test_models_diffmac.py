@@ -276,7 +276,7 @@ def test_nothing_is_left_behind_in_the_denoiser(unet):
 @pytest.mark.parametrize("part", TRAIN_UNET)
 def test_train_unet_freezes_what_it_says(part):
     unet = tiny.unet()
-    network = ModulatedUNet(unet, tiny.modulation(unet), part).train()
+    network = ModulatedUNet(freeze_unet(unet, part), tiny.modulation(unet)).train()
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     optimiser = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1.0)
     sample, steps, condition = batch()

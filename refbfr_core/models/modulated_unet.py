@@ -16,13 +16,12 @@ TRAIN_UNET = ("none", "encoder", "all")
 class ModulatedUNet(nn.Module):
     """Denoiser and modulation as one module with one forward, which data-parallel training wants.
 
-    `train_unet` is a name of `TRAIN_UNET`; parameters of the denoiser that it leaves out are frozen.
+    Which of the denoiser's parameters learn is as they come, see `freeze_unet`.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, modulation: FeatureModulation, train_unet: str = "none") -> None:
+    def __init__(self, unet: UNet2DConditionModel, modulation: FeatureModulation) -> None:
         super().__init__()
         self.unet, self.modulation = unet, modulation
-        freeze_unet(unet, train_unet)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, prompt: Tensor, condition: Tensor) -> Tensor:
         """See `denoise_modulated`."""

@@ -79,6 +79,16 @@ def degrade_some(images: Tensor, degradation: Degradation, share: float, seed: i
     return out
 
 
+def ruined_crops(images: Any, recipe: Recipe, degradation: Degradation, step: int, rank: int, world: int) -> Tensor:
+    """Random crops (b, 3, crop, crop) in [-1, 1] of cached pictures, `recipe.lq_share` of them ruined: the batch of a
+    first stage."""
+    part = share_of(rank, world, recipe.batch)
+    chosen = shuffled(recipe.seed, step, len(images) * recipe.views, recipe.batch)[part]
+    x = pictures(images, *np.divmod(chosen, recipe.views))
+    x = degrade_some(x, degradation, recipe.lq_share, recipe.seed, 13, step, rank)
+    return to_network(random_crops(x, recipe.crop, numbers(recipe.seed, 11, step, rank)))
+
+
 def jitter_geometry(
     images: Tensor, draws: np.random.Generator, shift: float = 0.03, scale: float = 0.05, turn: float = 4.0
 ) -> Tensor:

@@ -25,10 +25,10 @@ from refbfr_core.models.first_stage import fold_pixels, unfold_pixels
 from refbfr_core.models.output_vq import OutputVQModel
 from refbfr_core.models.perceptual import PerceptualFeatures
 from refbfr_core.training.codebook import kmeans, nearest
-from refbfr_core.training.data import degrade_some, pictures, random_crops, share_of
+from refbfr_core.training.data import pictures, ruined_crops
 from refbfr_core.training.first_stage_recipes import FirstStageRecipe
 from refbfr_core.training.loop import Batch, Metrics, TrainingState
-from refbfr_core.training.randomness import generator, numbers, shuffled
+from refbfr_core.training.randomness import generator, numbers
 from refbfr_core.weights import load_network
 
 VAL_PICTURES = 64
@@ -91,12 +91,7 @@ class FirstStageTask:
 
     def batch(self, step: int, rank: int, world: int) -> Batch:
         """Random crops (b, 3, crop, crop) in [-1, 1], a few of them ruined."""
-        recipe, views = self.recipe, self.recipe.views
-        part = share_of(rank, world, recipe.batch)
-        chosen = shuffled(recipe.seed, step, len(self.images) * views, recipe.batch)[part]
-        x = pictures(self.images, *np.divmod(chosen, views))
-        x = degrade_some(x, self.degradation, recipe.lq_share, recipe.seed, 13, step, rank)
-        return {"images": to_network(random_crops(x, recipe.crop, numbers(recipe.seed, 11, step, rank)))}
+        return {"images": ruined_crops(self.images, self.recipe, self.degradation, step, rank, world)}
 
     def loss(self, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """Charbonnier + squared error + difference of gradients, in [-1, 1] units, plus codebook and spread terms."""

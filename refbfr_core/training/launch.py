@@ -166,6 +166,11 @@ def make_task(
     raise ConfigError(f"no training belongs to a {type(chosen).__name__}.")
 
 
+def _cache_workers(accelerator: Accelerator, workers: int | None) -> int:
+    """Processes that fill a cache: none beside a GPU, which this process uses itself; by default one a core."""
+    return 0 if accelerator.device.type != "cpu" else (os.cpu_count() or 1) if workers is None else workers
+
+
 def _ldbfr_stage_two(
     chosen: LatentPriorRecipe | InjectionRecipe,
     data: Path,
@@ -176,7 +181,7 @@ def _ldbfr_stage_two(
 ) -> Task:
     """LD-BFR's diffusion or its injection, with latents and, for the injection, conditions in place."""
     device = str(accelerator.device)
-    workers = 0 if accelerator.device.type != "cpu" else (os.cpu_count() or 1) if workers is None else workers
+    workers = _cache_workers(accelerator, workers)
     made = []
     for source in (faces, val):
         flips = source is faces and getattr(chosen, "flips", True)
@@ -203,7 +208,7 @@ def _diffmac(
 ) -> Task:
     """A diffusion of DiffMAC with the moments of its pictures in place."""
     device = str(accelerator.device)
-    workers = 0 if accelerator.device.type != "cpu" else (os.cpu_count() or 1) if workers is None else workers
+    workers = _cache_workers(accelerator, workers)
     degradations, variants = getattr(chosen, "degradations", ()), getattr(chosen, "lq_variants", 0)
     caches = []
     for source, flips in ((faces, chosen.flips), (val, False)):

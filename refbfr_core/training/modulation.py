@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from refbfr_core.diffusion import make_schedule
-from refbfr_core.models.modulated_unet import ModulatedUNet, denoise_modulated
+from refbfr_core.models.modulated_unet import ModulatedUNet, freeze_unet
 from refbfr_core.models.modulation import FeatureModulation
 from refbfr_core.models.moments import latents_of
 from refbfr_core.training.data import share_of
@@ -54,8 +54,8 @@ def export_fine_tuned(
 class StageOneNetwork(ModulatedUNet):
     """`ModulatedUNet` with the toy prompt in place."""
 
-    def __init__(self, unet: UNet2DConditionModel, modulation: FeatureModulation, train_unet: str = "none") -> None:
-        super().__init__(unet, modulation, train_unet)
+    def __init__(self, unet: UNet2DConditionModel, modulation: FeatureModulation) -> None:
+        super().__init__(unet, modulation)
         self.register_buffer("prompt", torch.zeros(1, 1, unet.config.cross_attention_dim), persistent=False)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class StageOneTask:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             modulation = FeatureModulation.for_network(self.unet, recipe.pyramid, recipe.channelwise)
-        self.module = StageOneNetwork(self.unet, modulation, recipe.train_unet)
+        self.module = StageOneNetwork(freeze_unet(self.unet, recipe.train_unet), modulation)
         self.network = modulation if recipe.train_unet == "none" else FineTuned(modulation, self.unet)
 
     def batch(self, step: int, rank: int, world: int) -> Batch:
@@ -118,11 +118,9 @@ class StageOneTask:
         condition = latents_of(torch.from_numpy(ruined[who, 0 * who, view, 0 * who]).float(), self.scaling)
         batch = noisy_batch(latents, self.schedule, 0, 0, 0, spread=True) | {"condition": condition}
         batch = {key: value.to(device) for key, value in batch.items()}
-        # Not through StageOneNetwork, which would freeze the denoiser that is being trained.
-        report, prompt = {}, torch.zeros(1, 1, unet.config.cross_attention_dim, device=device)
+        report, module = {}, StageOneNetwork(unet, modulation).to(device)
         for arm, given in (("own", batch["condition"]), ("wrong", batch["condition"].roll(1, 0))):
-            called = _Bound(unet.to(device), modulation, prompt)
-            error = denoising_error(called, batch | {"condition": given}, self.schedule, self.recipe.prediction)
+            error = denoising_error(module, batch | {"condition": given}, self.schedule, self.recipe.prediction)
             report[f"val_{arm}"] = float(error.mean())
         return report
 
@@ -137,14 +135,3 @@ class StageOneTask:
             f"of diffmac-unet, {words[self.recipe.train_unet]}.",
             "limits": "Knows procedurally drawn faces only. A restored face is a guess.",
         }
-
-
-class _Bound:
-    """A denoiser with its modulation and prompt, called as `denoising_error` calls a module."""
-
-    def __init__(self, unet: UNet2DConditionModel, modulation: FeatureModulation, prompt: Tensor) -> None:
-        self.parts = (unet, modulation, prompt)
-
-    def __call__(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
-        unet, modulation, prompt = self.parts
-        return denoise_modulated(unet, noisy, timesteps, prompt, modulation, condition)

@@ -31,9 +31,9 @@ STATISTICS_PICTURES = 4096
 class StageTwoNetwork(nn.Module):
     """Denoiser and `SecondStage` as one module with one forward, which data-parallel training wants."""
 
-    def __init__(self, unet: UNet2DConditionModel, network: SecondStage, scaling: float, train_unet: str) -> None:
+    def __init__(self, unet: UNet2DConditionModel, network: SecondStage, scaling: float) -> None:
         super().__init__()
-        self.unet, self.network, self.scaling = freeze_unet(unet, train_unet), network, scaling
+        self.unet, self.network, self.scaling = unet, network, scaling
         self.register_buffer("prompt", torch.zeros(1, 1, unet.config.cross_attention_dim), persistent=False)
 
     def forward(
@@ -70,19 +70,18 @@ class StageTwoTask:
         self.data, self.val = _Pictures(recipe, *train), _Pictures(recipe, *val)
         self.scaling = scaling_of(recipe.first_stage)
         self.schedule = make_schedule(recipe.schedule)
-        name = stage_one_unet(recipe)
-        root = (recipe.start if name == "diffmac-unet" else recipe.stage_one) or None
-        self.unet = load_network(name, device="cpu", root=root)
+        name, folder = stage_one_unet(recipe)
+        self.unet = load_network(name, device="cpu", root=folder or None)
         first = load_network("diffmac-one", device="cpu", root=recipe.stage_one or None)
         self.facts: dict[str, Any] = {
             "people": len(self.data.clean),
             "stage_one": train[1].folder.name,
-            name: weights_digest(name, root)[:12],
+            name: weights_digest(name, folder)[:12],
             "diffmac-one": weights_digest("diffmac-one", recipe.stage_one)[:12],
         }
         self.memory: dict[str, Tensor] = {}
         second = make_second_stage(recipe, first, self.data.clean, self.data.identity.shape[-1])
-        self.module = StageTwoNetwork(self.unet, second, self.scaling, recipe.train_unet)
+        self.module = StageTwoNetwork(freeze_unet(self.unet, recipe.train_unet), second, self.scaling)
         self.network = second if recipe.train_unet == "none" else FineTuned(second, self.unet)
 
     def batch(self, step: int, rank: int, world: int) -> Batch:
@@ -132,11 +131,8 @@ class StageTwoTask:
         latents = latents_of(clean, self.scaling)
         batch |= noisy_batch(latents, self.schedule, 0, 0, 0, spread=True) | {"mode": latents} | _noises(clean, 0, 0, 0)
         batch = {key: value.to(device) for key, value in batch.items()}
-        frozen = {name: p.requires_grad for name, p in unet.named_parameters()}
-        module = StageTwoNetwork(unet.to(device), second, self.scaling, "none").to(device)
+        module = StageTwoNetwork(unet, second, self.scaling).to(device)
         error, z, share, information = self._run(module, batch)
-        for name, parameter in unet.named_parameters():
-            parameter.requires_grad_(frozen[name])
         means, log_variances = share.chunk(2, dim=1)
         return {
             "val": float(error.mean()),

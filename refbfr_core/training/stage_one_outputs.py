@@ -55,7 +55,7 @@ class StageOneOutputs(ShardedCache):
             weights_digest(name, folder)[:12]
             for name, folder in (
                 ("diffmac-vae", recipe.first_stage),
-                (self.unet, recipe.start if self.unet == "diffmac-unet" else recipe.stage_one),
+                self.unet,
                 ("diffmac-one", recipe.stage_one),
                 (recipe.embedder, ""),
             )
@@ -120,16 +120,17 @@ class StageOneOutputs(ShardedCache):
         )
 
 
-def stage_one_unet(recipe: StageTwoRecipe) -> str:
-    """Name of the denoiser of Stage I: a fine-tuned one where the folder of Stage I has it."""
-    tuned = bool(recipe.stage_one) and (Path(recipe.stage_one) / "diffmac-one-unet").is_dir()
-    return "diffmac-one-unet" if tuned else "diffmac-unet"
+def stage_one_unet(recipe: StageTwoRecipe) -> tuple[str, str]:
+    """Name and folder ("" the shipped ones) of Stage I's denoiser: fine-tuned where the folder of Stage I has it."""
+    if recipe.stage_one and (Path(recipe.stage_one) / "diffmac-one-unet").is_dir():
+        return "diffmac-one-unet", recipe.stage_one
+    return "diffmac-unet", recipe.start
 
 
 @torch.inference_mode()
 def output_shard(
     recipe: StageTwoRecipe,
-    unet_name: str,
+    denoiser: tuple[str, str],
     views: int,
     device: str,
     seed: int,
@@ -144,8 +145,8 @@ def output_shard(
     The noise of a picture depends on (seed, person, view, variant) only.
     """
     vae = load_network("diffmac-vae", device=device, root=recipe.first_stage or None)
-    tuned = recipe.start if unet_name == "diffmac-unet" else recipe.stage_one
-    unet = load_network(unet_name, device=device, root=tuned or None)
+    name, folder = denoiser
+    unet = load_network(name, device=device, root=folder or None)
     modulation = load_network("diffmac-one", device=device, root=recipe.stage_one or None)
     embedder = load_network(recipe.embedder, device=device)
     schedule = make_schedule(recipe.schedule)
