@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from refbfr_core.diffusion import make_schedule
 from refbfr_core.models import bottleneck, modulated_unet, modulation, moments
 from refbfr_core.models.bottleneck import ManifoldBottleneck
+from refbfr_core.models.modulated_unet import freeze_unet
 from refbfr_core.models.modulation import FeatureModulation
 from refbfr_core.training.diffmac_recipes import StageTwoRecipe
 from refbfr_core.training.second_stage import StageTwoNetwork, StageTwoTask
@@ -311,7 +312,7 @@ def compare_objective(compensation: str = "identity", prediction: str = "v_predi
         "timesteps": torch.tensor([40, 700]), "moments": first, "identity": draw(2, tiny.IDENTITY_DIM, seed=3),
         "filling": draw(2, *tiny.MOMENTS, seed=4), "drawn": draw(2, 4, 16, 16, seed=5),
     }  # fmt: skip
-    total, _ = task.loss(StageTwoNetwork(unet, second, SCALE, "none"), batch, 0)
+    total, _ = task.loss(StageTwoNetwork(freeze_unet(unet, "none"), second, SCALE), batch, 0)
     parameters = list(second.parameters())
     gradients = torch.autograd.grad(total, parameters)
 
