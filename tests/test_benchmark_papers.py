@@ -8,7 +8,10 @@ import pandas as pd
 import pytest
 
 from refbfr_core import benchmark
+from refbfr_core.benchmark import papers
 from refbfr_core.errors import CacheError, ConfigError, UnknownNameError
+
+KEY = ["paper", "table", "dataset", "method", "metric", "source"]
 
 
 def test_published_numbers_are_tidy():
@@ -40,6 +43,46 @@ def test_a_number_that_is_not_there_is_not_invented():
         benchmark.published_value("PDGrad", "Table 6", "PDGrad", "LPIPS")
     with pytest.raises(UnknownNameError, match="ReF-LDM"):
         benchmark.published("RefLDM")
+
+
+def test_missing_cells_are_rows_without_a_value_that_say_why():
+    rows, whole = benchmark.published(), benchmark.published(missing=True)
+    assert rows.value.notna().all() and not rows.note.str.startswith(papers.MISSING).any()
+    missing = whole[whole.value.isna()]
+    assert len(whole) == len(rows) + len(missing)
+    assert missing.note.str.startswith(papers.MISSING).all() and missing.note.str.len().min() > 30
+    assert missing.source.str.len().min() > 0
+    assert not whole.duplicated(KEY).any()
+    # A cell is either known or missing, whatever its source.
+    assert not whole.duplicated(["paper", "table", "dataset", "method", "metric"]).any()
+    # Every method of Tables 1 to 6 has all seven columns of the article's list of metrics, known or missing.
+    tables = whole[(whole.paper == "PDGrad") & whole.table.str.startswith("Table") & (whole.unit != "percent")]
+    tables = tables[~tables.method.str.startswith("second best")]
+    assert tables.groupby(["table", "method"]).size().unique().tolist() == [7]
+    assert tables.groupby("table").method.nunique().tolist() == [4, 2, 6, 3, 3, 3]
+    assert tables[tables.table == "Table 6"].value.isna().all()
+    assert benchmark.published("PDGrad", missing=True).paper.unique().tolist() == ["PDGrad"]
+
+
+def test_a_value_and_a_reason_for_its_absence_exclude_each_other(tmp_path):
+    line = "PDGrad,Table 1,d,m,LPIPS,down,{},,s,{}\n"
+    for value, note in (("", "a note"), ("0.5", "missing: nobody knows")):
+        (tmp_path / "x.csv").write_text(",".join(papers.COLUMNS) + "\n" + line.format(value, note))
+        with pytest.raises(CacheError, match="or with both"):
+            papers._read(tmp_path / "x.csv")
+
+
+def test_every_row_of_the_collection_ships_with_the_same_value(shared_dir):
+    files = sorted((shared_dir / "published").glob("*.csv"))
+    theirs = pd.concat([pd.read_csv(path, keep_default_na=False, dtype={"value": float}) for path in files])
+    # Sources have other names there: file names here became titles.
+    own = [column for column in papers.COLUMNS if column not in ("source", "note")]
+    ours = benchmark.published()
+    assert len(files) == 4 and len(theirs) == len(ours)
+    order = [column for column in own if column != "value"]
+    pd.testing.assert_frame_equal(
+        theirs[own].sort_values(order, ignore_index=True), ours[own].sort_values(order, ignore_index=True)
+    )
 
 
 def test_recording_comes_back_as_written(tmp_path):

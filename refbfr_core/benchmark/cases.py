@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from refbfr_core.degradation import Degradation, DegradationRecord
-from refbfr_core.faces import ToyFaces
+from refbfr_core.faces import Rendering, ToyFaces
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,36 @@ def make_cases(
     Raises:
         UnknownNameError: an unknown preset or split.
     """
-    strangers = [(index + 1) % total for index in people]
+    strangers = [next_person(index, total) for index in people]
     needed = sorted({*people, *strangers})
-    faces = ToyFaces(resolution)
-    identities = faces.identities(total, seed, split=split)[needed]
-    images = faces.render(identities, faces.views(identities, 1 + references, seed)).images
+    images = draw_people(needed, total, 1 + references, seed=seed, split=split, resolution=resolution).images
     place = {index: row for row, index in enumerate(needed)}
     own = images[[place[index] for index in people]]
     wrong = images[[place[index] for index in strangers], 1:]
-    seeds = [seed * 1_000_000 + index for index in people]
+    seeds = [case_seed(index, seed) for index in people]
     lq, records = Degradation.preset(preset)(own[:, 0].contiguous(), seeds=seeds)
     # A plain copy: the renderer works in inference mode, whose tensors cannot be used everywhere.
     truth, right, wrong = (torch.empty_like(part).copy_(part) for part in (own[:, 0], own[:, 1:], wrong))
     return Cases(tuple(people), truth, lq, right, wrong, seeds, records)
+
+
+def draw_people(
+    people: Sequence[int], total: int, views: int, *, seed: int = 0, split: str = "test", resolution: int = 128
+) -> Rendering:
+    """Draws some people of a study of `total`, `views` pictures of each: the first is the truth, the others references.
+
+    A person's pictures depend on `seed`, `split` and the index only, whoever else is drawn.
+    """
+    faces = ToyFaces(resolution)
+    identities = faces.identities(total, seed, split=split)[list(people)]
+    return faces.render(identities, faces.views(identities, views, seed))
+
+
+def next_person(index: int, total: int) -> int:
+    """The person of a study of `total` whose pictures are the wrong references of person `index`."""
+    return (index + 1) % total
+
+
+def case_seed(index: int, seed: int) -> int:
+    """The seed of degradation and noise of person `index` in a study with `seed`."""
+    return seed * 1_000_000 + index

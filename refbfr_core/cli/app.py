@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from refbfr_core.cli import datasets, doctor, evaluate, notebooks, restore, train, weights
+from refbfr_core.cli import datasets, doctor, evaluate, notebooks, restore, table, train, weights
 from refbfr_core.cli.failures import DEBUG_FLAG, PlainFailures
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ def _shared(
 
 app.command("doctor")(doctor.doctor)
 app.command("restore")(restore.restore)
+app.command("table")(table.table)
 app.command("train")(train.train)
 app.add_typer(notebooks.app, name="notebooks")
 app.add_typer(weights.app, name="weights")

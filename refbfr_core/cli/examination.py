@@ -32,6 +32,7 @@ def examine() -> list[Finding]:
         _packages,
         _extras,
         _networks,
+        _public_files,
         _metrics,
         _photographs,
         _datasets,
@@ -190,6 +191,21 @@ def _published_network(name: str, profile: str) -> Finding:
         f"{record['parameters']:,} parameters from {source.get('file')}, SHA-256 {source.get('sha256')}; in {folder}"
     )
     return Finding(section, name, OK, f"{detail} (licence: {published.licence})")
+
+
+def _public_files() -> Iterator[Finding]:
+    """Files of other systems and of metrics: those that are here, by name and size only, and how many are not."""
+    from refbfr_core.weights import ASSETS, asset_state
+
+    section, states = "public files", {name: asset_state(name) for name in ASSETS}
+    for name, state in states.items():
+        if state.path is not None:
+            altered = state.state == "altered"
+            cure = f"refbfr weights get {name} --replace" if altered else ""
+            yield Finding(section, name, MISSING if altered else OK, state.detail, cure)
+    absent = sum(state.path is None for state in states.values())
+    detail = f"{absent} of {len(states)} are not on this machine; the toy profile needs none"
+    yield Finding(section, "others", OK, f"{detail}. refbfr weights list names them, refbfr weights get NAME fetches")
 
 
 def _metrics() -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""`refbfr weights`: which networks there are, whether their files are whole, and taking in the authors' own files."""
+"""`refbfr weights`: which networks and files there are, whether they are whole, and getting the authors' own files."""
 
 from __future__ import annotations
 
@@ -9,22 +9,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from refbfr_core.cli import weight_files
 from refbfr_core.cli.failures import warn
 
 if TYPE_CHECKING:
     from refbfr_core.weights.sources import PublishedFile
 
 app = typer.Typer(
-    help="List the networks, check their files, or import published ones.", no_args_is_help=True, rich_markup_mode=None
+    help="List networks and public files, get, check or import them.", no_args_is_help=True, rich_markup_mode=None
 )
+app.command("get")(weight_files.get_files)
 
 _Profile = Annotated[str, typer.Option(help="toy or paper.")]
 _Root = Annotated[Path | None, typer.Option(help="A folder written by `refbfr train` instead of the shipped networks.")]
 
 
 @app.command("list")
-def list_weights() -> None:
-    """List every network the package knows: what it is for and where its weights come from."""
+def list_weights(
+    assets: Annotated[bool, typer.Option("--assets", help="Only the public files, with all that is known.")] = False,
+) -> None:
+    """List every network the package knows, and every public file: what it is for and where it comes from."""
+    if assets:
+        weight_files.list_files(details=True)
+        return
     from refbfr_core.weights import NETWORKS, PAPER_FILES, imported_from
 
     for name, entry in NETWORKS.items():
@@ -43,23 +50,27 @@ def list_weights() -> None:
                     typer.echo(f"        {other.note}")
         if entry.unpublished:
             typer.echo(f"    paper: nothing to import, {entry.unpublished}")
-    typer.echo("\nFiles of others that the paper profile uses as they are; nothing of these is fetched:")
+    typer.echo("\nFiles of others that the paper profile uses as they are; nothing of these is fetched unasked:")
     for name, file in PAPER_FILES.items():
         typer.echo(f"{name}: {file.purpose}")
         typer.echo(f"    {file.filename} from {file.page} (licence: {file.licence})")
         typer.echo(f"    {file.url}")
         typer.echo(f"    {file.use}")
+    typer.echo("\nPublic files of systems and metrics (refbfr weights get NAME; more with --assets):")
+    weight_files.list_files(details=False)
 
 
 @app.command("verify")
 def verify(
-    names: Annotated[list[str] | None, typer.Argument(help="Networks to check; all when none is named.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Networks and public files; all that are here when none is named.")
+    ] = None,
     root: _Root = None,
     profile: _Profile = "toy",
 ) -> None:
-    """Compare every weight file with the size and SHA-256 on its card. Exit code 1 when one is missing or differs."""
+    """Compare files with the size and SHA-256 on their card or record. Exit code 1 when one is missing or differs."""
     from refbfr_core.errors import WeightsError
-    from refbfr_core.weights import NETWORKS, network_entry, published_root, shipped_root, verify_network
+    from refbfr_core.weights import ASSETS, NETWORKS, network_entry, published_root, shipped_root, verify_network
     from refbfr_core.weights.registry import check_profile
 
     check_profile(profile)
@@ -70,7 +81,10 @@ def verify(
         published = [name for name, entry in NETWORKS.items() if profile in entry.published]
         # The papers' files are independent of each other: whoever imported some is not asked for the rest.
         known = [name for name in published if (folder / name).exists()] or published
-    chosen = [network_entry(name).name for name in names or known]
+    files = [name for name in names or () if name in ASSETS and name not in NETWORKS]
+    chosen = [network_entry(name).name for name in (names or known) if name not in files]
+    if not names and root is None:
+        files = weight_files.present_files()
     broken = 0
     for name in chosen:
         try:
@@ -81,6 +95,12 @@ def verify(
         else:
             total = sum(item["bytes"] for item in record["files"])
             typer.echo(f"{name}: whole, {len(record['files'])} files, {total / 2**20:.1f} MiB")
+    if broken_files := weight_files.verify_files(files):
+        raise WeightsError(
+            f"{broken_files} of {len(files)} public files"
+            + (f" and {broken} of {len(chosen)} networks" if broken else "")
+            + " are missing or damaged; see above."
+        )
     if broken:
         raise WeightsError(
             f"{broken} of {len(chosen)} networks are missing or damaged; "
@@ -100,6 +120,9 @@ def import_files(
     root: Annotated[
         Path | None, typer.Option(help="Folder for the networks. Else $REFBFR_WEIGHTS/paper, or the user's cache.")
     ] = None,
+    as_name: Annotated[
+        str, typer.Option("--as", metavar="NAME", help="The one FILE is the public file of this name.")
+    ] = "",
     from_hub: Annotated[
         str,
         typer.Option(
@@ -108,16 +131,27 @@ def import_files(
         ),
     ] = "",
 ) -> None:
-    """Convert files from the authors' pages, once, into networks of the paper profile.
+    """Take in files from the authors' pages: as networks of the paper profile, or as they are.
 
-    A file is read as tensors only: nothing in it is run, and every name and shape in it is checked. It may be deleted
-    afterwards. An import that was interrupted is simply started again.
+    Files of networks are converted, once. They are read as tensors only: nothing in them is run, and every name and
+    shape is checked. Other public files (`refbfr weights list`) are known by their name or SHA-256, compared, and
+    copied. A file may be deleted afterwards. An import that was interrupted is simply started again.
     """
     from refbfr_core.errors import ConfigError, WeightsError
-    from refbfr_core.weights import import_published, stable_diffusion_folder
+    from refbfr_core.weights.asset_import import recognise_asset
     from refbfr_core.weights.sources import SD21_BASE
 
     given, agreed = list(files or []), []
+    if as_name and (len(given) != 1 or from_hub):
+        raise ConfigError(f"--as {as_name} says what one file is; name exactly one.")
+    known = [(path, name) for path in given if (name := as_name or recognise_asset(path))]
+    for path, name in known:
+        weight_files.take_in(path, name, accept_licence, replace)
+        given.remove(path)
+    if known and not given and not from_hub:
+        return
+    from refbfr_core.weights import import_published, stable_diffusion_folder
+
     if from_hub:
         # Before the download, not after.
         if not _accepts(SD21_BASE, accept_licence):

@@ -12,11 +12,14 @@ from .view import VIEW_NAMES, Views
 
 # Loaded when first named: they bring image libraries with them that drawing does not need.
 _EXPORTS = {
+    "BLIND_LAYOUTS": ("blind_layouts", "BLIND_LAYOUTS"),
     "REFERENCE_LAYOUTS": ("reference_layouts", "REFERENCE_LAYOUTS"),
     "ReferenceDataset": ("reference_dataset", "ReferenceDataset"),
     "celebref_pairs": ("celebref", "celebref_pairs"),
+    "open_blind_dataset": ("blind_dataset", "open_blind_dataset"),
     "open_celebref": ("celebref", "open_celebref"),
     "open_reference_dataset": ("reference_dataset", "open_reference_dataset"),
+    "validate_blind_dataset": ("blind_check", "validate_blind"),
     "validate_reference_dataset": ("reference_check", "validate"),
 }
 

@@ -24,18 +24,15 @@ from refbfr_core.faces.celebref import (
     recorded_pairs,
     verify_pairs,
 )
-from refbfr_core.faces.reference_check import DatasetReport, Finding, SplitSummary
+from refbfr_core.faces.content_check import nearly_the_same, thumbnail
 from refbfr_core.faces.reference_dataset import RESOLUTION, open_square
 from refbfr_core.faces.reference_layouts import REFERENCE_LAYOUTS
+from refbfr_core.faces.reference_report import DatasetReport, Finding, SplitSummary
 from refbfr_core.faces.reference_rows import DatasetError
 
 SPLIT = "test"
 
 _EXAMPLES = 5
-# Side of a grey thumbnail, and the mean difference in grey levels below which two pictures count as one. Measured on 12
-# photographs of 512 px: at most 0.5 for a copy saved as JPEG (quality 20 to 90) or scaled to 200 px and back, at least
-# 30 for another photograph, also of the same person.
-_THUMBNAIL, _NEAR = 16, 1.5
 _SECOND_SOURCE = "3 to 20 (README of its repository) or 2 to 21 (PDGrad)"
 
 
@@ -109,8 +106,7 @@ def _picture_findings(place: Path, people: Mapping[str, tuple[str, ...]]) -> lis
                 continue
             digest = hashlib.sha256(picture.tobytes()).hexdigest()
             groups[digest].append(name)
-            grey = np.asarray(picture.convert("L"), dtype=np.float32)
-            thumbnails[name] = digest, grey.reshape(_THUMBNAIL, RESOLUTION // _THUMBNAIL, _THUMBNAIL, -1).mean((1, 3))
+            thumbnails[name] = digest, thumbnail(picture)
         near += _near(thumbnails)
     same = [group for group in groups.values() if len(group) > 1 and not _same_bytes(place, group)]
     return [
@@ -125,7 +121,7 @@ def _near(thumbnails: Mapping[str, tuple[str, np.ndarray]]) -> list[str]:
     return [
         f"{one} = {other}"
         for (one, (digest, small)), (other, (other_digest, other_small)) in combinations(thumbnails.items(), 2)
-        if digest != other_digest and np.abs(small - other_small).mean() < _NEAR
+        if digest != other_digest and nearly_the_same(small, other_small)
     ]
 
 

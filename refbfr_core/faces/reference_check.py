@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 from refbfr_core.errors import ImageFileError, unknown_name
+from refbfr_core.faces.content_check import nearly_the_same, own_answer, shared, thumbnail
 from refbfr_core.faces.reference_dataset import RESOLUTION, open_square, picture_finders
 from refbfr_core.faces.reference_layouts import ReferenceLayout, reference_layout
+from refbfr_core.faces.reference_report import DatasetReport, Finding, SplitSummary, finding
 from refbfr_core.faces.reference_rows import (
     DatasetError,
     PictureFinder,
@@ -23,74 +26,6 @@ from refbfr_core.faces.reference_rows import (
     read_listing,
     read_mapping,
 )
-
-LEVELS = ("error", "warning", "note")
-_EXAMPLES = 5
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was noticed.
-
-    `level`: "error" (the dataset cannot be used as it is), "warning" (it differs from the paper's) or "note". `kind`:
-    "missing-piece", "missing-file", "unreadable-row", "duplicate-row", "duplicate-reference", "self-reference",
-    "same-file", "damaged-picture", "count", "identities", "leak-image", "leak-list" or "leak-identity"; for people in
-    folders also "too-few", "duplicate-picture", "near-duplicate" and "pairs". `count`: how many; `examples`: the first
-    few.
-    """
-
-    level: str
-    kind: str
-    split: str
-    message: str
-    count: int = 1
-    examples: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        shown = ", ".join(self.examples)
-        more = ", ..." if self.count > len(self.examples) > 0 else ""
-        return f"{self.level}: {self.split}: {self.message}" + (f" ({shown}{more})" if shown else "")
-
-
-@dataclass(frozen=True)
-class SplitSummary:
-    """What was counted in one split; `groups` are the identity groups of its list."""
-
-    name: str
-    rows: int
-    references: int
-    groups: int
-
-
-@dataclass(frozen=True)
-class DatasetReport:
-    """The result of `validate`; prints itself."""
-
-    dataset: str
-    root: Path
-    splits: tuple[SplitSummary, ...]
-    findings: tuple[Finding, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing stands in the way of using the dataset."""
-        return not any(finding.level == "error" for finding in self.findings)
-
-    def of(self, kind: str) -> tuple[Finding, ...]:
-        """The findings of one kind."""
-        return tuple(finding for finding in self.findings if finding.kind == kind)
-
-    def __str__(self) -> str:
-        lines = [f"{self.dataset} in {self.root}"]
-        lines += [
-            f"  {split.name}: {split.rows:,} targets, {split.references / max(1, split.rows):.1f} references each, "
-            f"{split.groups:,} identity groups"
-            for split in self.splits
-        ]
-        ordered = sorted(self.findings, key=lambda finding: LEVELS.index(finding.level))
-        lines += [f"  {finding}" for finding in ordered]
-        lines.append("  usable" if self.ok else "  NOT usable as it is")
-        return "\n".join(lines)
 
 
 def validate(
@@ -133,6 +68,7 @@ def validate(
     for split in rows:
         findings += _own_findings(split, rows[split])
         findings += _file_findings(layout, root, images, split, rows[split], pictures)
+    findings += _content_findings(layout, root, images, rows, pictures)
     groups = identity_groups(rows)
     findings += leak_findings(rows, listings, groups)
     summaries = []
@@ -184,21 +120,21 @@ def leak_findings(
         for other in names[position + 1 :]:
             pair = f"{one}/{other}"
             shared = uses.get(one, set()) & uses.get(other, set())
-            findings += _finding("leak-image", pair, shared, "images are targets or references in both splits")
+            findings += finding("leak-image", pair, shared, "images are targets or references in both splits")
             same = people.get(one, set()) & people.get(other, set())
-            findings += _finding("leak-identity", pair, same, "identity groups occur in both splits")
+            findings += finding("leak-identity", pair, same, "identity groups occur in both splits")
             both = lists.get(one, set()) & lists.get(other, set())
-            findings += _finding("leak-list", pair, both, "images are listed in both splits")
+            findings += finding("leak-list", pair, both, "images are listed in both splits")
         others = set().union(*(keys for split, keys in lists.items() if split != one)) - lists.get(one, set())
         crossing = [
             row.target
             for row in rows.get(one, ())
             if any(picture_key(name) in others for name in (row.target, *row.references))
         ]
-        findings += _finding("leak-list", one, crossing, "rows use images that are listed in another split")
+        findings += finding("leak-list", one, crossing, "rows use images that are listed in another split")
         if one in lists and one in uses:
             strange = uses[one] - lists[one] - others
-            findings += _finding("leak-list", one, strange, "images are used but listed in no split", level="warning")
+            findings += finding("leak-list", one, strange, "images are used but listed in no split", level="warning")
     return findings
 
 
@@ -212,7 +148,7 @@ def _rows_of(layout: ReferenceLayout, root: Path, split: str, findings: list[Fin
         return None
     if unreadable:
         examples = [f"line {each.line}: {each.reason}" for each in unreadable]
-        findings += _finding("unreadable-row", split, examples, "rows cannot be understood")
+        findings += finding("unreadable-row", split, examples, "rows cannot be understood")
     return rows
 
 
@@ -234,9 +170,9 @@ def _own_findings(split: str, rows: Sequence[ReferenceRow]) -> list[Finding]:
     selves = [row.target for row in rows if picture_key(row.target) in {picture_key(n) for n in row.references}]
     twice = [row.target for row in rows if len({picture_key(n) for n in row.references}) < len(row.references)]
     return [
-        *_finding("duplicate-row", split, often, "targets have more than one row"),
-        *_finding("self-reference", split, selves, "targets are among their own references"),
-        *_finding("duplicate-reference", split, twice, "rows name a reference twice", level="warning"),
+        *finding("duplicate-row", split, often, "targets have more than one row"),
+        *finding("self-reference", split, selves, "targets are among their own references"),
+        *finding("duplicate-reference", split, twice, "rows name a reference twice", level="warning"),
     ]
 
 
@@ -269,7 +205,7 @@ def _file_findings(
             continue
         files[role] = {name: path for name in names if (path := finder.find(name)) is not None}
         absent = [name for name in names if name not in files[role]]
-        findings += _finding("missing-file", split, absent, f"{role} are in none of {finder.places()}")
+        findings += finding("missing-file", split, absent, f"{role} are in none of {finder.places()}")
     for role in files:
         if role.startswith("degraded"):
             same = [
@@ -277,12 +213,57 @@ def _file_findings(
                 for row in rows
                 if (path := files[role].get(row.lq or row.target)) and path == files["targets"].get(row.target)
             ]
-            findings += _finding("same-file", split, same, f"{role} and their targets are the same file")
+            findings += finding("same-file", split, same, f"{role} and their targets are the same file")
     if decode:
         places = dict.fromkeys(path for found in files.values() for path in found.values())
         broken = [reason for path in places if (reason := _damage(path))]
-        findings += _finding("damaged-picture", split, broken, "pictures cannot be used")
+        findings += finding("damaged-picture", split, broken, "pictures cannot be used")
     return findings
+
+
+def _content_findings(
+    layout: ReferenceLayout,
+    root: Path,
+    images: str | Path | None,
+    rows: Mapping[str, Sequence[ReferenceRow]],
+    decode: bool,
+) -> list[Finding]:
+    """Leaks that names do not show: copies of a target among its references, and pictures in two splits."""
+    findings: list[Finding] = []
+    used: dict[str, list[Path]] = {}
+    for split, own in rows.items():
+        try:
+            truth, references, _ = picture_finders(layout, root, images, None, split)
+        except DatasetError:  # `_file_findings` has said so
+            continue
+        find = cache(references.find)
+        copied, similar, paths = [], [], []
+        for row in own:
+            target = truth.find(row.target)
+            others = [path for name in row.references if (path := find(name)) not in (None, target)]
+            paths += [*filter(None, [target]), *others]
+            if target is None:
+                continue
+            if copy := own_answer(target, others):
+                copied.append(f"{row.target} = {copy.name}")
+            elif decode and (copy := _similar(target, others)):
+                similar.append(f"{row.target} = {copy.name}")
+        used[split] = list(dict.fromkeys(paths))
+        findings += finding("self-reference", split, copied, "targets are copies of one of their own references")
+        findings += finding("near-duplicate", split, similar, "targets are nearly one of their own references")
+    for one, other in combinations(used, 2):
+        pairs = [f"{path.name} = {twin.name}" for path, twin in shared(used[one], used[other]) if path != twin]
+        what = "pictures of the one split are copies of pictures of the other"
+        findings += finding("leak-image", f"{one}/{other}", pairs, what)
+    return findings
+
+
+def _similar(target: Path, others: Sequence[Path]) -> Path | None:
+    try:
+        own = thumbnail(open_square(target, RESOLUTION))
+        return next((path for path in others if nearly_the_same(own, thumbnail(open_square(path, RESOLUTION)))), None)
+    except ImageFileError:  # reported as a damaged picture
+        return None
 
 
 def _damage(path: Path) -> str | None:
@@ -304,10 +285,3 @@ def _count_findings(layout: ReferenceLayout, split: str, rows: int, groups: int)
         message = f"{groups:,} identity groups in the lists, the paper reports {wanted.identities:,} people"
         findings.append(Finding("note", "identities", split, message))
     return findings
-
-
-def _finding(kind: str, split: str, cases: Iterable[str], what: str, level: str = "error") -> list[Finding]:
-    ordered = sorted(cases) if isinstance(cases, set) else list(cases)
-    if not ordered:
-        return []
-    return [Finding(level, kind, split, f"{len(ordered)} {what}", len(ordered), tuple(ordered[:_EXAMPLES]))]

@@ -128,6 +128,13 @@ class ReferenceDataset:
         """A reference of row ``index`` by name, likewise."""
         return self._open(self._references, name, "reference", index)
 
+    def files_of(self, index: int, references: Sequence[str] = ()) -> list[Path | None]:
+        """Where the pictures of a row lie: target, stored degraded picture if any, the named references; None for one
+        that is missing."""
+        row = self.rows[index]
+        stored = [] if self._lq is None else [self._lq.find(row.lq or row.target)]
+        return [self._truth.find(row.target), *stored, *(self._references.find(name) for name in references)]
+
     def batch(self, indices: Sequence[int]) -> ReferenceBatch:
         """Several items as tensors; people with fewer references are padded and masked."""
         items = [self[index] for index in indices]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from refbfr_core.errors import ImageContractError
 from refbfr_core.images import to_network
+from refbfr_core.metrics.masks import binary_mask
 
 SIDE = 128
 """Side of the pictures that the whitening of `texture_distance` was fitted to."""
@@ -43,6 +44,23 @@ def toy_lpips(restored: Tensor, target: Tensor, network: nn.Module | None = None
         network = load_network("perceptual", device=restored.device)
     pairs = zip(to_network(restored).split(_CHUNK), to_network(target).split(_CHUNK), strict=True)
     return torch.cat([network.perceptual_distance(mine, truth) for mine, truth in pairs])
+
+
+def toy_face_lpips(
+    restored: Tensor, target: Tensor, mask: Tensor | None = None, network: nn.Module | None = None
+) -> Tensor:
+    """`toy_lpips` of two pictures whose background is black: `refbfr_core.metrics.perceptual.face_lpips` for drawings.
+
+    Args:
+        restored, target: (B, 3, H, W) in [0, 1].
+        mask: (B, 1, H, W), the face in the true picture, such as the renderer's `face_mask`; at least 0.5 counts.
+        network: see :func:`toy_lpips`.
+
+    Raises:
+        ConfigError: no mask, one of another shape, or an empty one. Others: see :func:`toy_lpips`.
+    """
+    face = binary_mask(mask, restored, "flpips-toy")
+    return toy_lpips(restored * face, target * face, network=network)
 
 
 def texture_distance(restored: Tensor, target: Tensor, features: nn.Module | None = None) -> Tensor:

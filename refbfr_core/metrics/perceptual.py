@@ -1,13 +1,11 @@
 """LPIPS: distance of deep features with learned channel weights (Zhang et al., 2018), through the lpips library.
 
 The learned channel weights come with the library; the ImageNet trunk does not. It is looked for where torchvision keeps
-its files and is never downloaded unasked.
+its files, then among what `refbfr weights get` fetched, and is never downloaded unasked.
 """
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,6 +18,16 @@ from torch import Tensor, nn
 
 from refbfr_core.errors import ConfigError, ImageContractError, WeightsError, missing_extra, unknown_name
 from refbfr_core.images import to_network
+from refbfr_core.metrics.assets import (
+    file_digest,
+    get_it_again,
+    library_path,
+    missing_file,
+    need_file,
+    read_checkpoint,
+    warn_about_foreign,
+)
+from refbfr_core.metrics.masks import binary_mask
 
 _CHUNK = 16
 
@@ -29,45 +37,38 @@ class Trunk:
     """An ImageNet network LPIPS can stand on.
 
     Attributes:
-        builder: name of the torchvision function that makes it.
-        filename: torchvision's own file; the eight digits are the start of its SHA-256.
+        asset: name of its file in `refbfr_core.weights.ASSETS`; torchvision's own.
         least_side: smallest image side in pixels its poolings leave anything of.
     """
 
-    builder: str
-    filename: str
+    asset: str
     least_side: int
 
 
 TRUNKS: Mapping[str, Trunk] = MappingProxyType(
     {
-        "vgg": Trunk("vgg16", "vgg16-397923af.pth", 16),
-        "alex": Trunk("alexnet", "alexnet-owt-7be5be79.pth", 31),
-        "squeeze": Trunk("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth", 17),
+        "vgg": Trunk("lpips-vgg16", 16),
+        "alex": Trunk("lpips-alexnet", 31),
+        "squeeze": Trunk("lpips-squeezenet", 17),
     }
 )
 
 
 def trunk_path(net: str) -> Path:
     """Where torchvision keeps the trunk's file: `hub/checkpoints` under TORCH_HOME (default ~/.cache/torch)."""
-    if net not in TRUNKS:
-        raise unknown_name("LPIPS trunk", net, TRUNKS)
-    return Path(torch.hub.get_dir()) / "checkpoints" / TRUNKS[net].filename
+    path = library_path(_trunk(net).asset)
+    assert path is not None  # every trunk is torchvision's
+    return path
 
 
 def missing_trunk(net: str) -> str | None:
     """What has to be fetched before LPIPS with this trunk works here, or None."""
-    path = trunk_path(net)
-    if path.is_file():
+    missing = missing_file(_trunk(net).asset)
+    if missing is None:
         return None
-    builder = TRUNKS[net].builder
     here = [other for other in TRUNKS if trunk_path(other).is_file()]
     instead = f" Here already: net={here[0]!r}, but its numbers are not comparable with {net!r}." if here else ""
-    return (
-        f"LPIPS ({net}) needs the ImageNet trunk {path.name}, which is not in {path.parent}. Fetch it once while "
-        f"online: python -c \"import torchvision; torchvision.models.{builder}(weights='IMAGENET1K_V1')\" , "
-        f"or copy the file there.{instead}"
-    )
+    return f"LPIPS ({net}): {missing}{instead}"
 
 
 def load_lpips(net: str = "vgg", device: torch.device | str = "cpu") -> nn.Module:
@@ -93,7 +94,7 @@ def load_lpips(net: str = "vgg", device: torch.device | str = "cpu") -> nn.Modul
         # lpips still names torchvision's old keyword; the random trunk it makes is overwritten below.
         warnings.filterwarnings("ignore", module="torchvision")
         network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
-    _fill_trunk(network.net, trunk_path(net))
+    _fill_trunk(network.net, net)
     return network.to(device).eval().requires_grad_(False)
 
 
@@ -137,27 +138,52 @@ def variant(net: str) -> Callable[..., Tensor]:
     return distance
 
 
-def _fill_trunk(trunk: nn.Module, path: Path) -> None:
+def face_lpips(
+    restored: Tensor, target: Tensor, mask: Tensor | None = None, network: nn.Module | None = None
+) -> Tensor:
+    """fLPIPS of ReF-LDM: LPIPS with VGG-16 of two pictures whose background is black.
+
+    Both pictures are multiplied by one binary mask; the mean then runs over the whole frame, background included, where
+    the pictures agree. So a small face gets a small distance, and values of faces that fill their frames differently do
+    not compare. In the authors' evaluation script, where these lines are commented out, the mask holds the classes 2,
+    4 to 13 and 15 of CelebAMask-HQ: skin, ears, brows, eyes, glasses, nose, mouth and lips, not hair or neck.
+
+    Args:
+        restored, target: (B, 3, H, W) in [0, 1].
+        mask: (B, 1, H, W), the face in the true picture; what is at least 0.5 counts.
+        network: result of :func:`load_lpips`.
+
+    Returns:
+        (B,) at least 0.
+
+    Raises:
+        ConfigError: no mask, one of another shape, or an empty one. Others: see :func:`lpips_distance`.
+    """
+    face = binary_mask(mask, restored, "flpips")
+    return lpips_distance(restored * face, target * face, net="vgg", network=network)
+
+
+def _trunk(net: str) -> Trunk:
+    if net not in TRUNKS:
+        raise unknown_name("LPIPS trunk", net, TRUNKS)
+    return TRUNKS[net]
+
+
+def _fill_trunk(trunk: nn.Module, net: str) -> None:
     """Put torchvision's feature layers into lpips' slices; every layer must be found, and every feature used."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise WeightsError(f"{path} cannot be read ({error}); delete it and fetch it again.") from error
+    asset = TRUNKS[net].asset
+    path = need_file(asset)
+    state = read_checkpoint(path, get_it_again(asset))
     wanted = {key: re.sub(r"^slice\d+\.", "features.", key) for key in trunk.state_dict()}
     offered = {key for key in state if key.startswith("features.")}
     if set(wanted.values()) != offered:
         lost, spare = sorted(set(wanted.values()) - offered), sorted(offered - set(wanted.values()))
         raise WeightsError(
-            f"{path} does not fit: missing {lost[:3]}, unknown {spare[:3]}; fetch torchvision's own file."
+            f"{path} does not fit: missing {lost[:3]}, unknown {spare[:3]}; fetch torchvision's own: "
+            f"`refbfr weights get {asset}`."
         )
     try:
         trunk.load_state_dict({key: state[source] for key, source in wanted.items()})
     except RuntimeError as error:
         raise WeightsError(f"{path} does not fit: {error}; fetch torchvision's own file.") from error
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if not digest.startswith(path.stem.rsplit("-", 1)[-1]):
-        warnings.warn(
-            f"{path.name} is not the file its name promises (SHA-256 {digest[:8]}…): LPIPS will be close to, "
-            "not equal to, the official value.",
-            stacklevel=4,
-        )
+    warn_about_foreign(asset, path, file_digest(path), "LPIPS")

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from refbfr_core.errors import ConfigError, ImageContractError, missing_extra
+from refbfr_core.errors import ImageContractError, missing_extra
+from refbfr_core.metrics.masks import checked_mask
 from refbfr_core.metrics.pristine import Pristine, describe_patches, load_pristine
 
 # Luma of the YIQ space.
@@ -79,7 +80,7 @@ def detail(restored: Tensor, target: Tensor, mask: Tensor | None = None) -> Tens
     height, width = target.shape[-2:]
     if min(height, width) < 32:
         raise ImageContractError(f"detail needs pictures of at least 32 x 32 pixels, got {height} x {width}.")
-    weights = _face_box(target) if mask is None else _checked_mask(mask, target)
+    weights = _face_box(target) if mask is None else checked_mask(mask, target)
     energies = [
         ((_high_frequencies(images) ** 2 * weights).sum(dim=(1, 2, 3)) / weights.sum(dim=(1, 2, 3))) + _ROUNDING
         for images in (restored, target)
@@ -104,19 +105,6 @@ def _face_box(images: Tensor) -> Tensor:
     box = torch.zeros(len(images), 1, height, width, dtype=torch.float64, device=images.device)
     box[..., height // 3 : height * 7 // 8, width // 3 : width * 2 // 3] = 1
     return box
-
-
-def _checked_mask(mask: Tensor, images: Tensor) -> Tensor:
-    expected = (len(images), 1, *images.shape[-2:])
-    if tuple(mask.shape) != expected:
-        raise ConfigError(f"mask is {tuple(mask.shape)}, expected {expected}, one weight a pixel.")
-    weights = mask.to(images.device, torch.float64)
-    if not (weights.min() >= 0 and weights.max() <= 1):
-        raise ConfigError("mask holds values outside [0, 1]; pass weights such as Rendering.face_mask.")
-    empty = (weights.sum(dim=(1, 2, 3)) == 0).nonzero().flatten().tolist()
-    if empty:
-        raise ConfigError(f"the masks of the pictures {empty} are empty; no pixel of them would count.")
-    return weights
 
 
 def _distance(mean: Tensor, covariance: Tensor, rows: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +23,17 @@ from torch import Tensor, nn
 
 from refbfr_core.errors import ConfigError, WeightsError, missing_extra, unknown_name
 from refbfr_core.images import from_network, to_uint8
+from refbfr_core.metrics.assets import fill_network, need_file, read_checkpoint
 
 DEG_PROTOCOLS: Mapping[str, float] = MappingProxyType({"all": 0.0, "vqfr": 1.0})
 """Least angle in degrees of a pair that counts in a mean Deg: "all" counts every pair, "vqfr" leaves out pairs under
 one degree as almost identical; read-only."""
 
+AWING_ASSET = "awing-98"
 AWING_FILE = "alignment_WFLW_4HG.pth"
 _HOW_TO_GET = (
-    f"Fetch {AWING_FILE} from release v0.1.0 of the GitHub project xinntao/facexlib and name it, or put it in the "
-    "folder facexlib/weights of the installed package."
+    f"Fetch {AWING_FILE} with `refbfr weights get {AWING_ASSET}`, or name it, or put it in the folder facexlib/weights "
+    "of the installed package."
 )
 
 
@@ -154,37 +155,26 @@ def load_awing(path: str | Path | None = None, device: str | torch.device = "cpu
     which fails with NumPy 1.24 and newer.
 
     Args:
-        path: alignment_WFLW_4HG.pth; None looks in the folder where facexlib keeps it.
+        path: alignment_WFLW_4HG.pth; None looks in the folder where facexlib keeps it, then among fetched files.
 
     Raises:
         MissingExtraError: facexlib is not installed. WeightsError: the file is missing, damaged or another network's.
     """
     try:
-        import facexlib
-        from facexlib.alignment import FAN
+        from facexlib import alignment
     except ImportError as error:
         raise missing_extra("facexlib", "metrics", "the landmark detector of LMD") from error
-    file = Path(path) if path is not None else Path(facexlib.__file__).parent / "weights" / AWING_FILE
+    file = need_file(AWING_ASSET) if path is None else Path(path)
     if not file.is_file():
         raise WeightsError(f"the AWing landmark network is not at {file}. {_HOW_TO_GET}")
-    state = _read(file)
-    with torch.device("meta"):
-        network = FAN(num_modules=4, num_landmarks=98, device=str(device))
-    try:
-        network.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as error:
-        raise WeightsError(f"{file} does not hold the 98-point AWing network: {error} {_HOW_TO_GET}") from error
-    return AWingDetector(network.eval().requires_grad_(False).to(device))
-
-
-def _read(file: Path) -> dict[str, Any]:
-    import pickle
-
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
-        raise WeightsError(f"{file} cannot be read ({type(error).__name__}); it is damaged. {_HOW_TO_GET}") from error
+    content = read_checkpoint(file, _HOW_TO_GET)
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise WeightsError(f"{file} holds no 'state_dict'; it is another network's. {_HOW_TO_GET}")
-    return state
+    with torch.device("meta"):
+        network = alignment.FAN(num_modules=4, num_landmarks=98, device=str(device))
+    try:
+        fill_network(network, state, file, _HOW_TO_GET, assign=True)
+    except WeightsError as error:
+        raise WeightsError(f"{file} does not hold the 98-point AWing network: {error}") from error
+    return AWingDetector(network.to(device))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from refbfr_core.devices import pick_device
-from refbfr_core.errors import ConfigError, ImageContractError, WeightsError, missing_extra
+from refbfr_core.errors import ConfigError, ImageContractError, WeightsError, missing_extra, unknown_name
 from refbfr_core.images import from_network, to_network
 from refbfr_core.weights.published_files import file_digest, read_checkpoint
 
@@ -34,6 +34,9 @@ FACE_RESOLUTION = 512
 
 CODEFORMER_WEIGHT = 0.5
 """CodeFormer's w where nobody says otherwise, as in its authors' script; PDGrad does not give the one it used."""
+
+RESIZES = ("before", "after")
+"""Ways to keep the size of a picture with a network that enlarges, see `spandrel_restorer`."""
 
 _CODEFORMER_KEYS = ("idx_pred_layer.1.weight", "quantize.embedding.weight", "fuse_convs_dict.32.scale.0.weight")
 # The first bytes of a checkpoint written before PyTorch 1.6; many published files still are of that kind.
@@ -89,7 +92,11 @@ class FileRestorer:
 
 
 def spandrel_restorer(
-    path: str | Path, device: str | torch.device | None = None, *, weight: float = CODEFORMER_WEIGHT
+    path: str | Path,
+    device: str | torch.device | None = None,
+    *,
+    weight: float = CODEFORMER_WEIGHT,
+    resize: str | None = None,
 ) -> FileRestorer:
     """A restorer from a file of any architecture that spandrel recognises, as a coarse restorer in [-1, 1].
 
@@ -99,21 +106,25 @@ def spandrel_restorer(
     device : where it computes; None picks the first GPU, else the CPU. Always float32: these networks overflow in half
         precision.
     weight : CodeFormer's w, 0 (quality) to 1 (fidelity); files of another architecture take no notice of it.
+    resize : for a network that enlarges, how the size is kept: "before" reduces the picture first by the same factor,
+        "after" reduces the result; area average each. None refuses such a network.
 
     Raises
     ------
     WeightsError : the file is missing, truncated or damaged, wants to run code, is of no known architecture, or does
     not fit its own architecture. ConfigError : the network is no restorer that keeps size and three channels, or
-    `weight` lies outside [0, 1]. MissingExtraError : spandrel is not installed, or, for a CodeFormer file,
-    spandrel_extra_arches.
+    `weight` lies outside [0, 1]. UnknownNameError : another `resize`. MissingExtraError : spandrel is not installed,
+    or, for a CodeFormer file, spandrel_extra_arches.
     """
     if not 0.0 <= weight <= 1.0:
         raise ConfigError(f"weight={weight} of CodeFormer lies outside [0, 1]; its authors' default is 0.5.")
+    if resize not in (None, *RESIZES):
+        raise unknown_name("resize", resize, RESIZES)
     path = Path(path).expanduser()
     registry = _registry()
     state = _state_of(path)
     descriptor = _recognise(state, path, registry)
-    _check_usable(descriptor, path)
+    _check_usable(descriptor, path, resize)
     model = descriptor.model.to(pick_device(device), torch.float32).eval().requires_grad_(False)
     name = str(descriptor.architecture.id)
     return FileRestorer(
@@ -123,7 +134,7 @@ def spandrel_restorer(
         sha256=file_digest(path),
         face=descriptor.purpose == "FaceSR",
         weight=weight if name == "CodeFormer" else None,
-        run=_RAW[name](model, weight) if name in _RAW else _by_descriptor(descriptor),
+        run=_RAW[name](model, weight) if name in _RAW else _by_descriptor(descriptor, resize),
     )
 
 
@@ -159,9 +170,22 @@ def _raw_gfpgan(model: nn.Module, weight: float) -> Callable[[Tensor], Tensor]:
 _RAW = MappingProxyType({"CodeFormer": _raw_codeformer, "GFPGAN": _raw_gfpgan})
 
 
-def _by_descriptor(descriptor: Any) -> Callable[[Tensor], Tensor]:
+def _by_descriptor(descriptor: Any, resize: str | None) -> Callable[[Tensor], Tensor]:
     """The library's own call, [0, 1] in and out; it pads to the sizes the network can take and cuts back."""
-    return lambda images: to_network(descriptor(from_network(images)))
+    scale = descriptor.scale
+
+    def run(images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        if scale > 1 and (height % scale or width % scale):
+            raise ImageContractError(
+                f"{descriptor.architecture.id} enlarges {scale} times, but {height}×{width} came: use sides that are "
+                f"multiples of {scale}."
+            )
+        small = nn.functional.avg_pool2d(images, scale) if resize == "before" else images
+        large = to_network(descriptor(from_network(small)).clamp(0.0, 1.0))
+        return nn.functional.avg_pool2d(large, scale) if resize == "after" else large
+
+    return run
 
 
 def _registry() -> ArchRegistry:
@@ -247,15 +271,15 @@ def _recognise(state: dict[str, Any], path: Path, registry: ArchRegistry) -> Any
         ) from error
 
 
-def _check_usable(descriptor: Any, path: Path) -> None:
-    """Raises `ConfigError` unless the network maps RGB pictures to RGB pictures of the same size."""
+def _check_usable(descriptor: Any, path: Path, resize: str | None = None) -> None:
+    """Raises `ConfigError` unless the network maps RGB to RGB, and keeps the size or has a `resize` that does."""
     name = descriptor.architecture.id
     if descriptor.purpose == "Inpainting":
         raise ConfigError(f"{path} is the inpainting network {name}, which needs a mask; take a restorer's file.")
-    if descriptor.scale != 1:
+    if descriptor.scale != 1 and resize is None:
         raise ConfigError(
-            f"{path} is a {name} that enlarges {descriptor.scale} times; a coarse restorer keeps the size. Wrap it in "
-            "a function that resizes what it returns, or take a restorer's file."
+            f"{path} is a {name} that enlarges {descriptor.scale} times; a coarse restorer keeps the size. Say "
+            "resize='before' or resize='after', or take a restorer's file."
         )
     channels = descriptor.input_channels, descriptor.output_channels
     if channels != (3, 3):

@@ -10,6 +10,12 @@ from __future__ import annotations
 import importlib
 
 _EXPORTS = {
+    "ASSETS": "assets",
+    "Asset": "asset",
+    "asset_entry": "assets",
+    "asset_path": "asset_store",
+    "asset_state": "asset_store",
+    "fetch_asset": "fetch",
     "NETWORKS": "registry",
     "PROFILES": "registry",
     "NetworkEntry": "registry",
@@ -31,6 +37,8 @@ _EXPORTS = {
     "stable_diffusion_folder": "stable_diffusion",
 }
 _MODULES = (
+    *("asset", "asset_import", "asset_store", "assets", "assets_metrics", "assets_priors", "assets_restorers"),
+    *("download", "fetch", "hub"),
     *("card", "convert", "diffusers_folder", "network_classes", "onnx_recognition", "paper_files"),
     *("places", "registry", "sources", "store"),
     *("published_adm", "published_files", "published_import", "published_ldbfr", "published_ldm", "published_sample"),

@@ -1,10 +1,8 @@
 """Files of other people that the paper profile uses as they are: which, from whom, under which licence, and what for.
 
-Plain frozen records. Nothing is fetched and nothing is converted: these files are named by their path where they are
-needed. The files that are converted into networks of this package stand in `refbfr_core.weights.registry`.
-
-No owner's page gives a SHA-256 for any of them as far as is known here, so none is pinned; a result's record names the
-digest of the file that was used. Licences are those the owners' pages state.
+These files are named by their path where they are needed, and nothing is converted. What is known about each stands in
+`refbfr_core.weights.assets`, together with all other public files; the files that are converted into networks of this
+package stand in `refbfr_core.weights.registry` as well. Licences are those the owners' pages state.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from refbfr_core.errors import unknown_name
+from refbfr_core.weights.assets import ASSETS
 
 
 @dataclass(frozen=True)
@@ -42,71 +41,19 @@ class PaperFile:
         )
 
 
-_S_LAB = "S-Lab License 1.0, non-commercial use only"
-_INSIGHTFACE = "https://github.com/deepinsight/insightface/releases"
-_INSIGHTFACE_LICENCE = "non-commercial research only (the library's code is MIT)"
-_COARSE = "pass its path as the coarse restorer: named_coarse({!r})"
-
-
-def _drive(identifier: str) -> str:
-    return f"https://drive.google.com/file/d/{identifier}/view"
-
-
-def _pack(name: str, networks: str) -> PaperFile:
+def _paper_file(name: str) -> PaperFile:
+    asset = ASSETS[name]
     return PaperFile(
-        f"insightface-{name}",
-        f"{name}.zip",
-        f"InsightFace pack ({networks}): finds, aligns and compares faces on photographs; its ArcFace scores IDS and "
-        "Deg, or guides PDGrad",
-        f"{_INSIGHTFACE}/tag/model-zoo",
-        f"{_INSIGHTFACE}/download/model-zoo/{name}.zip",
-        _INSIGHTFACE_LICENCE,
-        f"unpack it to ~/.insightface/models/{name} or $REFBFR_INSIGHTFACE_ROOT/models/{name}",
+        name, asset.filename, asset.purpose, asset.page, asset.link, asset.licence, asset.use, asset.sha256
     )
 
 
-_FILES = (
-    PaperFile(
-        "codeformer",
-        "codeformer.pth",
-        "CodeFormer (NeurIPS 2022), the coarse restorer f of PDGrad's experiments; its w is not given there",
-        "https://github.com/sczhou/CodeFormer/releases/tag/v0.1.0",
-        "https://github.com/sczhou/CodeFormer/releases/download/v0.1.0/codeformer.pth",
-        _S_LAB,
-        _COARSE.format("codeformer.pth"),
-    ),
-    PaperFile(
-        "difface-swinir",
-        "swinir_restoration512_L1.pth",
-        "SwinIR trained for faces with an L1 loss, the coarse restorer of DifFace",
-        "https://github.com/zsyOAOA/DifFace/releases/tag/V1.0",
-        "https://github.com/zsyOAOA/DifFace/releases/download/V1.0/swinir_restoration512_L1.pth",
-        _S_LAB,
-        _COARSE.format("swinir_restoration512_L1.pth"),
-    ),
-    PaperFile(
-        "gfpgan",
-        "GFPGANv1.4.pth",
-        "GFPGAN (CVPR 2021), a coarse restorer under a permissive licence that no paper here uses as one",
-        "https://github.com/TencentARC/GFPGAN/releases/tag/v1.3.0",
-        "https://github.com/TencentARC/GFPGAN/releases/download/v1.3.0/GFPGANv1.4.pth",
-        "Apache-2.0 with listed exceptions",
-        _COARSE.format("GFPGANv1.4.pth"),
-    ),
-    PaperFile(
-        "pgdiff-restorer",
-        "rrdb_iter_100000.pth",
-        "PGDiff's restorer, an RRDB network that sees x_t, y and the timestep at every step, so it is no f(y)",
-        "https://github.com/pq-yang/PGDiff#blind-restoration",
-        _drive("1XlpB873rHCn-T5UfUCXq_fAprhuBKR30"),
-        _S_LAB,
-        "leave it: nothing here reads it, PGDiff runs here with a coarse restorer, as PDGrad describes it",
-    ),
-    _pack("buffalo_l", "10GF detector, ResNet-50 trained on WebFace600K"),
-    _pack("antelopev2", "10GF detector, ResNet-100 trained on Glint360K"),
+_NAMES = (
+    *("codeformer", "difface-swinir", "gfpgan", "pgdiff-restorer"),
+    *("insightface-buffalo_l", "insightface-antelopev2"),
 )
 
-PAPER_FILES: Mapping[str, PaperFile] = MappingProxyType({entry.name: entry for entry in _FILES})
+PAPER_FILES: Mapping[str, PaperFile] = MappingProxyType({name: _paper_file(name) for name in _NAMES})
 """Every such file by name; read-only."""
 
 

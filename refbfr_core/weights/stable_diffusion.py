@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from refbfr_core.errors import WeightsError, missing_extra
 from refbfr_core.models.modulation import encoder_tensors
 from refbfr_core.models.prompt import PromptEmbedding
+from refbfr_core.weights.assets import ASSETS
 from refbfr_core.weights.diffusers_folder import (
     SAFETENSORS,
     FolderKind,
@@ -47,8 +48,7 @@ FIRST_RELEASE: Mapping[str, str] = MappingProxyType(
     }
 )
 """SHA-256 of Stability AI's own files, as far as known: mirrors can be compared with them."""
-WANTED = ("unet/config.json", f"unet/{SAFETENSORS}", "vae/config.json", f"vae/{SAFETENSORS}", "scheduler/*.json",
-          "text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/*")  # fmt: skip
+WANTED = ASSETS["stable-diffusion-2-1-base"].patterns
 """The files of a repository that are read; it holds several times as much."""
 
 _ADVICE = "take the folder of Stable Diffusion 2.1-base with unet, vae, scheduler, text_encoder and tokenizer."

@@ -1,0 +1,104 @@
+"""Parts of a finished table in the form in which notebook 11 shows them: compact cells, and differences of two arms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from refbfr_core.benchmark.rows import OK
+from refbfr_core.benchmark.tables.significance import TIED, grouped_interval
+from refbfr_core.benchmark.tables.systems import Arm
+from refbfr_core.errors import ConfigError
+from refbfr_core.metrics import REGISTRY, Interval
+
+ARROWS = {"higher": "↑", "lower": "↓", "zero": "→0"}
+
+
+def measured_table(frame: pd.DataFrame, dataset: str, metrics: Sequence[str], digits: int = 2) -> list[dict[str, str]]:
+    """One line an arm: every metric as "mean ± half width" with * for the best and ~ for what cannot be told from it.
+
+    Args:
+        frame: of `TableReport.frame`. dataset, metrics: which part of it.
+
+    Raises:
+        ConfigError: nothing of that dataset was measured.
+    """
+    own = frame[(frame["dataset"] == dataset) & frame.metric.isin(metrics) & frame.measured.notna()]
+    if own.empty:
+        raise ConfigError(f"nothing of {dataset!r} was measured in {list(metrics)}.")
+    lines = []
+    for arm, cells in own.groupby("arm", sort=False):
+        by_metric = cells.set_index("metric")
+        line = {"arm": arm}
+        for metric in metrics:
+            cell = by_metric.loc[metric] if metric in by_metric.index else None
+            line[_heading(metric)] = "–" if cell is None else _cell(cell, digits)
+        counts = cells.iloc[0]
+        lines.append({**line, "n": str(counts.n), "failed": str(counts.failed)})
+    return lines
+
+
+def paper_table(frame: pd.DataFrame) -> list[dict[str, str]]:
+    """One line a method, one column a dataset and score: "published | measured | difference", a dash for what is not there.
+
+    Args:
+        frame: of `TableReport.frame`, with or without measured numbers.
+    """
+    own = frame[(frame.published.notna() | frame.measured.notna()) & (frame.metric != "")]
+    columns = list(dict.fromkeys(zip(own["dataset"], own.metric, strict=True)))
+    several = len({dataset for dataset, _ in columns}) > 1
+    lines = []
+    for arm, cells in own.groupby("arm", sort=False):
+        found = {(cell["dataset"], cell.metric): cell for _, cell in cells.iterrows()}
+        line = {"method": arm}
+        for dataset, metric in columns:
+            heading = f"{dataset}: {metric}" if several else metric
+            line[heading] = _triple(found.get((dataset, metric)))
+        lines.append(line)
+    return lines
+
+
+def arm_difference(rows: pd.DataFrame, dataset: str, metric: str, one: str, other: str) -> Interval | None:
+    """Mean of arm `one` minus arm `other` over the pictures both restored, people resampled; None below two people.
+
+    Args:
+        rows: of a run. one, other: as str(Arm) prints them, such as "ReF-LDM, right".
+    """
+    own = rows[(rows["dataset"] == dataset) & (rows.status == OK)]
+    names = [str(Arm(system, references)) for system, references in zip(own.system, own.references, strict=True)]
+    scores = own.assign(arm=names).pivot(index="item", columns="arm", values=metric)
+    for arm in (one, other):
+        if arm not in scores:
+            return None
+    pairs = scores[[one, other]].dropna()
+    groups = own.drop_duplicates("item").set_index("item").group.loc[pairs.index]
+    return grouped_interval((pairs[one] - pairs[other]).to_numpy(), groups.to_numpy()) if len(pairs) else None
+
+
+def kept_rows(folder: str | Path) -> pd.DataFrame:
+    """The rows that a run has finished so far, also one that is still going or was killed; empty before the first."""
+    files = sorted(path for path in (Path(folder) / "store").glob("*.parquet") if not path.name.startswith("."))
+    parts = [pd.read_parquet(path) for path in files]
+    if not parts:
+        return pd.DataFrame(columns=["key"])
+    return pd.concat(parts, ignore_index=True).drop_duplicates("key").sort_values("key", ignore_index=True)
+
+
+def _heading(metric: str) -> str:
+    return f"{metric} {ARROWS[REGISTRY[metric].direction]}" if metric in REGISTRY else metric
+
+
+def _cell(cell: pd.Series, digits: int) -> str:
+    mark = "*" if cell.best else "~" if cell.verdict == TIED else ""
+    spread = "" if math.isnan(cell.low) else f" ± {(cell.high - cell.low) / 2:.{digits}f}"
+    return f"{cell.measured:.{digits}f}{spread}{mark}"
+
+
+def _triple(cell: pd.Series | None) -> str:
+    if cell is None:
+        return "–"
+    values = (cell.published, cell.measured, cell.difference)
+    return " | ".join("–" if math.isnan(value) else f"{value:{'+' * (place == 2)}.4g}" for place, value in enumerate(values))
