@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
+import json
+import os
+import random
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +18,8 @@ import torch
 from torch import Tensor
 
 from refbfr_core.benchmark.tables import Arm, TableCase, TableDataset, TableItem, run_table
-from refbfr_core.errors import ImageFileError
+from refbfr_core.benchmark.tables.store import TableStore
+from refbfr_core.errors import DiskFullError, ImageFileError
 
 SIDE = 32
 METRICS = ("psnr", "ssim")
@@ -79,23 +83,69 @@ def restorers(pause: float = 0.0) -> dict[str, Method]:
     return {"Blend": Method(pause=pause), "Other": Method("Other", lambda made, names: 1 - made, pause)}
 
 
-def main(arguments: list[str]) -> None:
-    """Run the tiny table in a process that somebody may kill: OUT [--pause S] [--full-after N] [--pictures]."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--pause", type=float, default=0.0)
-    parser.add_argument("--full-after", type=int, default=-1)
-    chosen = parser.parse_args(arguments)
-    methods = restorers(chosen.pause)
+def fill_the_disk(methods: dict[str, Method], after: int) -> None:
+    """From call number `after` on no file may grow beyond 64 bytes, as if there were no space."""
 
-    def fill(made: Tensor, names: list[str]) -> Tensor:
-        if sum(each.calls for each in methods.values()) > chosen.full_after >= 0:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))  # no file may grow beyond 64 bytes now
+    def change(made: Tensor, names: list[str]) -> Tensor:
+        if sum(each.calls for each in methods.values()) > after:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
         return made
 
-    methods["Blend"].change = fill
-    run_table([dataset(count=8)], arms(), METRICS, out=chosen.out, restorers=methods, progress=False)
+    methods["Blend"].change = change
+
+
+def whole_run(out: Path, pause: float = 0.0, full_after: int | None = None) -> None:
+    """The tiny table with 24 rows, in the folder `out`."""
+    methods = restorers(pause)
+    if full_after is not None:
+        fill_the_disk(methods, full_after)
+    run_table([dataset(count=8)], arms(), METRICS, out=out, restorers=methods, progress=False)
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Start `work` in a process of its own and return its number; imports need not be done again."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except DiskFullError as error:
+            print(error, flush=True)
+        finally:
+            os._exit(status)
+    return child
+
+
+def kill_and_resume(out: Path, seed: int) -> list[int]:
+    """Kill a run at three random moments, let it finish, and do another one in one go; rows after each kill."""
+    draws, seen = random.Random(seed), []
+    store = out / "killed" / "store"
+    for _ in range(3):
+        before = len(list(store.glob("part-*"))) if store.is_dir() else 0
+        child = in_child(lambda: whole_run(out / "killed", pause=0.1))
+        while not (store.is_dir() and len(list(store.glob("part-*"))) > before):
+            time.sleep(0.005)
+        time.sleep(draws.uniform(0, 0.5))
+        os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        if not os.WIFSIGNALED(status):
+            raise RuntimeError("the run was finished before it could be killed; give it more rows.")
+        seen.append(len(TableStore(out / "killed").rows))
+    for name in ("killed", "whole"):
+        os.waitpid(in_child(lambda name=name: whole_run(out / name)), 0)
+    return seen
+
+
+def fill_and_resume(out: Path) -> list[int]:
+    """Run into a full disk, then go on with space; exit status, rows after it, unfinished files, exit status."""
+    full = os.waitstatus_to_exitcode(os.waitpid(in_child(lambda: whole_run(out / "full", full_after=5)), 0)[1])
+    rows, half = len(TableStore(out / "full").rows), len(list((out / "full" / "store").glob(".*")))
+    return [full, rows, half, os.waitstatus_to_exitcode(os.waitpid(in_child(lambda: whole_run(out / "full")), 0)[1])]
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    # Children inherit what is loaded here. One thread: a pool of them would not survive the fork.
+    torch.set_num_threads(1)
+    run_table([dataset(count=1)], arms(), METRICS, restorers=restorers(), progress=False)
+    print(json.dumps({"killed": kill_and_resume(Path(sys.argv[1]), 5), "full": fill_and_resume(Path(sys.argv[1]))}))

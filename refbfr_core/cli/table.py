@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from refbfr_core.benchmark.tables.make import Choices, MadeTable
+    from refbfr_core.benchmark.tables import TableReport
+    from refbfr_core.benchmark.tables.make import MadeTable
 
 FORMATS = ("text", "markdown", "latex", "html", "csv")
 _PAIR = "may be repeated."
 
 
 def table(
-    name: Annotated[str, typer.Argument(help="Table, such as toy; without a name all of them are listed.")] = "",
+    name: Annotated[str, typer.Argument(help="Table, such as toy; none lists them, `systems` lists the methods.")] = "",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; runs/table-NAME else.")] = None,
     people: Annotated[int | None, typer.Option(help="Drawn people at each severity (24).")] = None,
     seed: Annotated[int, typer.Option(help="Of drawn people, views, degradations and noise.")] = 0,
@@ -51,9 +54,11 @@ def table(
     ] = None,
     pictures: Annotated[bool, typer.Option("--pictures", help="Keep the restored pictures.")] = False,
     figures: Annotated[Path | None, typer.Option(help="Also draw the figures, into this folder.")] = None,
+    printed: Annotated[bool, typer.Option("--printed", help="Only what the paper prints; measure nothing.")] = False,
     style: Annotated[str, typer.Option("--format", help=f"What to print: {', '.join(FORMATS)}.")] = "text",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed rows again.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the first GPU if there is one.")] = None,
+    record: Annotated[str, typer.Option(metavar="NAME", help="Keep the rows as this recording of the package.")] = "",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Measure a table and print it: intervals, significance, failures, published numbers, protocols.
@@ -64,50 +69,55 @@ def table(
     """
     from refbfr_core.errors import unknown_name
 
-    if not name or name == "list":
-        _list()
+    if name in _LISTS:
+        _LISTS[name]()
         return
     if style not in FORMATS:
         raise unknown_name("format", style, FORMATS)
-    from refbfr_core.benchmark.tables.make import PEOPLE, Choices
-    from refbfr_core.benchmark.tables.workers import launch, started_by_launch
+    from refbfr_core.benchmark.tables import TableReport, table_spec
+    from refbfr_core.benchmark.tables.workers import Workers, launch, started_by_launch
 
+    if printed or not table_spec(name).measured:
+        typer.echo(_shown(TableReport(spec=table_spec(name)), style))
+        return
+    folders = {
+        "roots": _folders(root, "--root"),
+        "images": _folders(images, "--images"),
+        "results": _folders(results, "--results"),
+        "reference_sets": _folders(reference_set, "--reference-set"),
+    }
     wanted = processes or _processes(name)
     worker = started_by_launch()
     if wanted > 1 and not worker and "WORLD_SIZE" not in os.environ and launch(wanted, sys.argv[1:]):
         raise typer.Exit(1)
+    # Only now: the processes that were started may have done all the work.
+    from refbfr_core.benchmark.tables.make import PEOPLE, Choices, make_table
 
     choices = Choices(
         people=people or PEOPLE,
         seed=seed,
-        roots=_folders(root, "--root"),
-        images=_folders(images, "--images"),
         limit=limit,
         systems=tuple(system or ()),
         datasets=tuple(dataset or ()),
-        results=_folders(results, "--results"),
         sets=sets,
         allow_small=allow_small,
-        reference_sets=_folders(reference_set, "--reference-set"),
         judge=judge,
+        **folders,
     )
     keep = pictures or figures is not None
     options = {"device": device, "threads": threads, "progress": not quiet, "retry_failed": retry_failed}
-    _make(name, choices, out or Path("runs") / f"table-{name}", figures, style, worker, pictures=keep, **options)
-
-
-def _make(
-    name: str, choices: Choices, out: Path, figures: Path | None, style: str, worker: bool, **options: Any
-) -> None:
-    from refbfr_core.benchmark.tables.make import make_table
-    from refbfr_core.benchmark.tables.report import write_report
-    from refbfr_core.benchmark.tables.workers import Workers
-
-    made = make_table(name, choices, out=out, **options)
+    out = out or Path("runs") / f"table-{name}"
+    made = make_table(name, choices, out=out, pictures=keep, **options)
     # Who started this process finds all rows in the folder, and reports them.
-    if worker or not Workers().main:
-        return
-    typer.echo(_shown(made, style))
+    if not worker and Workers().main:
+        _report(made, out, figures, style, record)
+
+
+def _report(made: MadeTable, out: Path, figures: Path | None, style: str, record: str) -> None:
+    from refbfr_core.benchmark.tables.make import record_table
+    from refbfr_core.benchmark.tables.report import write_report
+
+    typer.echo(_shown(made.report, style))
     for line in made.remarks():
         typer.echo(line, err=True)
     written = write_report(made.report, out / "report")
@@ -115,20 +125,17 @@ def _make(
         from refbfr_core.notebook.table_figures import write_figures
 
         written += write_figures(made.run.rows, made.run.times, out, figures, report=made.report)
+    if record:
+        written.append(record_table(made, record, shlex.join(["refbfr", *sys.argv[1:]])))
     typer.echo(f"rows: {out / 'rows.parquet'}; report: {out / 'report'}; {len(written)} files", err=True)
     if not made.whole:
         raise typer.Exit(1)
 
 
-def _shown(made: MadeTable, style: str) -> str:
+def _shown(report: TableReport, style: str) -> str:
     if style == "csv":
-        return made.report.frame().to_csv(index=False).rstrip()
-    return {
-        "text": made.report.text,
-        "markdown": made.report.markdown,
-        "latex": made.report.latex,
-        "html": made.report.html,
-    }[style]()
+        return report.frame().to_csv(index=False).rstrip()
+    return {"text": report.text, "markdown": report.markdown, "latex": report.latex, "html": report.html}[style]()
 
 
 def _list() -> None:
@@ -136,6 +143,18 @@ def _list() -> None:
 
     for name, spec in TABLES.items():
         typer.echo(f"{name}: {spec.title}" + ("" if spec.arms else " (printed numbers only)"))
+
+
+def _list_systems() -> None:
+    from refbfr_core.benchmark.tables.systems import where_it_runs
+
+    for row in where_it_runs():
+        typer.echo(f"{row['system']}: {row['here']}; references: {row['references']}; licence: {row['licence']}")
+        for line in filter(None, (row["reason"], row["page"])):
+            typer.echo(f"    {line}")
+
+
+_LISTS: dict[str, Callable[[], None]] = {"": _list, "list": _list, "systems": _list_systems}
 
 
 def _folders(pairs: list[str] | None, flag: str) -> dict[str, Path]:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from refbfr_core.benchmark.rows import OK
+from refbfr_core.benchmark.tables.report import PRINTED
 from refbfr_core.benchmark.tables.significance import TIED, grouped_interval
+from refbfr_core.benchmark.tables.store import TableStore
 from refbfr_core.benchmark.tables.systems import Arm
 from refbfr_core.errors import ConfigError
 from refbfr_core.metrics import REGISTRY, Interval
@@ -42,12 +44,13 @@ def measured_table(frame: pd.DataFrame, dataset: str, metrics: Sequence[str], di
 
 
 def paper_table(frame: pd.DataFrame) -> list[dict[str, str]]:
-    """One line a method, one column a dataset and score: "published | measured | difference", a dash for what is not there.
+    """One line a method, one column a dataset and score: "published | measured | difference"; dashes where missing.
 
     Args:
-        frame: of `TableReport.frame`, with or without measured numbers.
+        frame: of `TableReport.frame`, with or without measured numbers. Settings, sizes and percentages, which no score
+            here measures, are left out.
     """
-    own = frame[(frame.published.notna() | frame.measured.notna()) & (frame.metric != "")]
+    own = frame[(frame.published.notna() | frame.measured.notna()) & (frame.kind != PRINTED)]
     columns = list(dict.fromkeys(zip(own["dataset"], own.metric, strict=True)))
     several = len({dataset for dataset, _ in columns}) > 1
     lines = []
@@ -79,12 +82,13 @@ def arm_difference(rows: pd.DataFrame, dataset: str, metric: str, one: str, othe
 
 
 def kept_rows(folder: str | Path) -> pd.DataFrame:
-    """The rows that a run has finished so far, also one that is still going or was killed; empty before the first."""
-    files = sorted(path for path in (Path(folder) / "store").glob("*.parquet") if not path.name.startswith("."))
-    parts = [pd.read_parquet(path) for path in files]
-    if not parts:
-        return pd.DataFrame(columns=["key"])
-    return pd.concat(parts, ignore_index=True).drop_duplicates("key").sort_values("key", ignore_index=True)
+    """The rows that a run has finished so far, also one that is still going or was killed; empty before the first.
+
+    Raises:
+        CacheError: a file of the run is damaged.
+    """
+    rows = TableStore(folder).rows
+    return pd.DataFrame(list(rows.values()) if rows else [], columns=None if rows else ["key"])
 
 
 def _heading(metric: str) -> str:
@@ -100,5 +104,5 @@ def _cell(cell: pd.Series, digits: int) -> str:
 def _triple(cell: pd.Series | None) -> str:
     if cell is None:
         return "–"
-    values = (cell.published, cell.measured, cell.difference)
-    return " | ".join("–" if math.isnan(value) else f"{value:{'+' * (place == 2)}.4g}" for place, value in enumerate(values))
+    formats = {"published": "g", "measured": ".4g", "difference": "+.3g"}
+    return " | ".join("–" if math.isnan(cell[name]) else format(cell[name], how) for name, how in formats.items())

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+from refbfr_core.benchmark.recording import record
 from refbfr_core.benchmark.scoring import IDENTITY, photo_judge
 from refbfr_core.benchmark.tables.cases import TableDataset
 from refbfr_core.benchmark.tables.datasets import drawn_dataset, table_dataset
@@ -131,6 +132,20 @@ def make_table(
         run.rows, set_rows=sets, spec=spec, datasets=datasets, not_run=run.not_run, unmeasured=run.unmeasured
     )
     return MadeTable(spec, run, sets, absent, report)
+
+
+def record_table(made: MadeTable, name: str, command: str, folder: str | Path | None = None) -> Path:
+    """Keep the rows of a table, with the seconds, as the recording `name`; returns the path of the rows.
+
+    Failed rows are kept as such: they are part of the result.
+
+    Raises:
+        ConfigError: something of the table was not run, so it would be read as whole.
+    """
+    if made.run.not_run or made.absent:
+        raise ConfigError("not recorded, because not everything ran: " + " ".join(made.remarks()))
+    rows = made.run.rows.merge(made.run.times[["key", "seconds"]], on="key").drop(columns="key")
+    return record(name, rows, {"command": command, "settings": made.run.settings}, folder)
 
 
 def chosen_arms(spec: TableSpec, choices: Choices) -> tuple[tuple[Arm, ...], dict[str, Restorer]]:

@@ -112,7 +112,7 @@ def _clean(
     if dataset in given:
         return sorted(Path(given[dataset]).glob("*.png")), Path(given[dataset]).name
     if metric.endswith("-toy"):
-        return None, f"{CLEAN_PEOPLE} clean drawn people of split val"
+        return None, "clean drawn people of split val"
     truths = sorted((run.pictures / "pictures" / dataset / TRUTH).glob("*.png"))
     if not truths:
         raise ConfigError(
