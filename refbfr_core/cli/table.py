@@ -22,7 +22,7 @@ _PAIR = "may be repeated."
 def table(
     name: Annotated[str, typer.Argument(help="Table, such as toy; none lists them, `systems` lists the methods.")] = "",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; runs/table-NAME else.")] = None,
-    people: Annotated[int | None, typer.Option(help="Drawn people at each severity (24).")] = None,
+    people: Annotated[int | None, typer.Option(help="Drawn people at each severity (20).")] = None,
     seed: Annotated[int, typer.Option(help="Of drawn people, views, degradations and noise.")] = 0,
     root: Annotated[
         list[str] | None, typer.Option(metavar="DATASET=FOLDER", help=f"Where a dataset of photographs lies; {_PAIR}")
@@ -75,7 +75,7 @@ def table(
     if style not in FORMATS:
         raise unknown_name("format", style, FORMATS)
     from refbfr_core.benchmark.tables import TableReport, table_spec
-    from refbfr_core.benchmark.tables.workers import Workers, launch, started_by_launch
+    from refbfr_core.benchmark.tables.workers import Workers, default_processes, launch, started_by_launch
 
     if printed or not table_spec(name).measured:
         typer.echo(_shown(TableReport(spec=table_spec(name)), style))
@@ -86,9 +86,10 @@ def table(
         "results": _folders(results, "--results"),
         "reference_sets": _folders(reference_set, "--reference-set"),
     }
-    wanted = processes or _processes(name)
+    cpu = device is not None and device.startswith("cpu")
+    wanted = processes or default_processes(table_spec(name).profile == "toy", cpu)
     worker = started_by_launch()
-    if wanted > 1 and not worker and "WORLD_SIZE" not in os.environ and launch(wanted, sys.argv[1:]):
+    if wanted > 1 and not worker and "WORLD_SIZE" not in os.environ and launch(wanted, sys.argv[1:], cpu):
         raise typer.Exit(1)
     # Only now: the processes that were started may have done all the work.
     from refbfr_core.benchmark.tables.make import PEOPLE, Choices, make_table
@@ -126,7 +127,7 @@ def _report(made: MadeTable, out: Path, figures: Path | None, style: str, record
 
         written += write_figures(made.run.rows, made.run.times, out, figures, report=made.report)
     if record:
-        written.append(record_table(made, record, shlex.join(["refbfr", *sys.argv[1:]])))
+        written.append(record_table(made, record, shlex.join(["refbfr", *_without_places(sys.argv[1:])])))
     typer.echo(f"rows: {out / 'rows.parquet'}; report: {out / 'report'}; {len(written)} files", err=True)
     if not made.whole:
         raise typer.Exit(1)
@@ -143,6 +144,15 @@ def _list() -> None:
 
     for name, spec in TABLES.items():
         typer.echo(f"{name}: {spec.title}" + ("" if spec.arms else " (printed numbers only)"))
+
+
+def _without_places(arguments: list[str]) -> list[str]:
+    """The arguments without folders that are somebody's own and decide nothing."""
+    kept, places = [], ("--out", "-o", "--figures")
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if before not in places and not argument.startswith(places[:1] + places[2:]) and argument != "-o":
+            kept.append(argument)
+    return kept
 
 
 def _list_systems() -> None:
@@ -170,10 +180,3 @@ def _folders(pairs: list[str] | None, flag: str) -> dict[str, Path]:
             raise ConfigError(f"{flag} names {key.strip()!r} twice.")
         found[key.strip()] = Path(value)
     return found
-
-
-def _processes(name: str) -> int:
-    """One a core for the toy table, whose networks are small; else one."""
-    from refbfr_core.benchmark.tables import table_spec
-
-    return max(1, min(8, os.cpu_count() or 1)) if table_spec(name).profile == "toy" else 1

@@ -8,19 +8,27 @@ from pathlib import Path
 
 import pandas as pd
 
+from refbfr_core.benchmark.recording import Recording
 from refbfr_core.benchmark.rows import OK
-from refbfr_core.benchmark.tables.report import PRINTED
-from refbfr_core.benchmark.tables.significance import TIED, grouped_interval
+from refbfr_core.benchmark.tables.significance import DEG_VQFR, TIED, grouped_interval
 from refbfr_core.benchmark.tables.store import TableStore
 from refbfr_core.benchmark.tables.systems import Arm
 from refbfr_core.errors import ConfigError
-from refbfr_core.metrics import REGISTRY, Interval
+from refbfr_core.metrics import REGISTRY, SET_REGISTRY, Interval
+
+LEAST_PEOPLE = 5
+"""Below this number of people no interval is shown: resampling so few of them knows only a handful of means."""
+
+KNOWN = (*REGISTRY, DEG_VQFR, *SET_REGISTRY)
+"""Names of everything that can be measured here."""
 
 ARROWS = {"higher": "↑", "lower": "↓", "zero": "→0"}
 
 
 def measured_table(frame: pd.DataFrame, dataset: str, metrics: Sequence[str], digits: int = 2) -> list[dict[str, str]]:
     """One line an arm: every metric as "mean ± half width" with * for the best and ~ for what cannot be told from it.
+
+    Below `LEAST_PEOPLE` it is the mean alone.
 
     Args:
         frame: of `TableReport.frame`. dataset, metrics: which part of it.
@@ -50,7 +58,7 @@ def paper_table(frame: pd.DataFrame) -> list[dict[str, str]]:
         frame: of `TableReport.frame`, with or without measured numbers. Settings, sizes and percentages, which no score
             here measures, are left out.
     """
-    own = frame[(frame.published.notna() | frame.measured.notna()) & (frame.kind != PRINTED)]
+    own = frame[(frame.published.notna() | frame.measured.notna()) & frame.metric.isin(KNOWN)]
     columns = list(dict.fromkeys(zip(own["dataset"], own.metric, strict=True)))
     several = len({dataset for dataset, _ in columns}) > 1
     lines = []
@@ -65,7 +73,9 @@ def paper_table(frame: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def arm_difference(rows: pd.DataFrame, dataset: str, metric: str, one: str, other: str) -> Interval | None:
-    """Mean of arm `one` minus arm `other` over the pictures both restored, people resampled; None below two people.
+    """Mean of arm `one` minus arm `other` over the pictures both restored, people resampled.
+
+    None where one of the arms is not there, or fewer than `LEAST_PEOPLE` have both.
 
     Args:
         rows: of a run. one, other: as str(Arm) prints them, such as "ReF-LDM, right".
@@ -78,7 +88,15 @@ def arm_difference(rows: pd.DataFrame, dataset: str, metric: str, one: str, othe
             return None
     pairs = scores[[one, other]].dropna()
     groups = own.drop_duplicates("item").set_index("item").group.loc[pairs.index]
-    return grouped_interval((pairs[one] - pairs[other]).to_numpy(), groups.to_numpy()) if len(pairs) else None
+    if groups.nunique() < LEAST_PEOPLE:
+        return None
+    return grouped_interval((pairs[one] - pairs[other]).to_numpy(), groups.to_numpy())
+
+
+def recorded_rows(recording: Recording) -> pd.DataFrame:
+    """The rows of a recorded run as `TableReport` takes them: with a column "reason" that has no gaps."""
+    reasons = recording.rows["reason"].astype(object).fillna("") if "reason" in recording.rows else ""
+    return recording.rows.assign(reason=reasons)
 
 
 def kept_rows(folder: str | Path) -> pd.DataFrame:
@@ -96,6 +114,8 @@ def _heading(metric: str) -> str:
 
 
 def _cell(cell: pd.Series, digits: int) -> str:
+    if cell.groups < LEAST_PEOPLE:
+        return f"{cell.measured:.{digits}f}"
     mark = "*" if cell.best else "~" if cell.verdict == TIED else ""
     spread = "" if math.isnan(cell.low) else f" ± {(cell.high - cell.low) / 2:.{digits}f}"
     return f"{cell.measured:.{digits}f}{spread}{mark}"

@@ -27,7 +27,7 @@ from refbfr_core.benchmark.tables.store import TableStore, kept, row_key
 from refbfr_core.benchmark.tables.systems import Arm
 from refbfr_core.benchmark.tables.workers import Workers
 from refbfr_core.devices import pick_device
-from refbfr_core.errors import ConfigError, DiskFullError, ImageContractError, OutputError, RefbfrError
+from refbfr_core.errors import ConfigError, DiskFullError, ImageContractError, RefbfrError
 from refbfr_core.images import check_images, write_image
 from refbfr_core.weights import load_network
 
@@ -121,7 +121,7 @@ def run_table(
             done before is kept. Whatever goes wrong with one picture or method is a failed row instead.
     """
     _check(datasets, arms, out, pictures)
-    workers = Workers()
+    workers = Workers(cpu=device is not None and torch.device(device).type == "cpu")
     place = torch.device(workers.device) if workers.device is not None else pick_device(device)
     settings = Settings(profile, tuple(metrics), place, threads, code_version(), _digest(judge))
     allowed, unmeasured = _allowed(datasets, metrics, profile)
@@ -235,15 +235,20 @@ class _Run:
             if isinstance(case, Exception):
                 raise case
             restored, seconds = _restore(restorer, task, case, self.settings.device)
-            scorer = self.scorers[self.allowed[task.dataset.name]]
-            scores = scorer(restored, case.truth, case.mask, case.landmarks)[0]
-            if self.pictures is not None:
-                self._write(task, case, restored)
-        except OutputError:
-            raise
         except _FAULTS as error:
-            return known | {"status": FAILED, "reason": f"{type(error).__name__}: {error}"}
+            return known | _failure(error)
+        try:
+            scores = self._score(task, case, restored)
+        except (RefbfrError, RuntimeError, ValueError) as error:  # anything else would be a bug of the scores
+            return known | _failure(error)
+        if self.pictures is not None:
+            self._write(task, case, restored)
         return known | {"status": OK, "reason": "", **scores, "seconds": seconds}
+
+    def _score(self, task: _Task, case: TableCase, restored: Tensor) -> dict[str, float]:
+        scorer = self.scorers[self.allowed[task.dataset.name]]
+        # Where no score can be measured there are still pictures, and distances between sets of them.
+        return scorer(restored, case.truth, case.mask, case.landmarks)[0] if scorer.metrics else {}
 
     def _write(self, task: _Task, case: TableCase, restored: Tensor) -> None:
         write_image(self._picture(task), restored.cpu())
@@ -276,6 +281,10 @@ def _restore(restorer: Restorer, task: _Task, case: TableCase, device: torch.dev
 
 def _digest(judge: nn.Module | None) -> str:
     return "shipped" if judge is None else fingerprint(judge)
+
+
+def _failure(error: Exception) -> dict[str, str]:
+    return {"status": FAILED, "reason": f"{type(error).__name__}: {error}"}
 
 
 def _load(item: TableItem) -> TableCase | Exception:

@@ -27,7 +27,7 @@ from refbfr_core.errors import ConfigError, MissingExtraError, RefbfrError, Weig
 from refbfr_core.metrics import REGISTRY
 
 DRAWN = "drawn-"
-PEOPLE = 24
+PEOPLE = 20
 """Drawn people at each severity, unless it is said otherwise."""
 
 

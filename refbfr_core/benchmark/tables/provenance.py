@@ -12,7 +12,7 @@ from refbfr_core.benchmark.recording import machine
 _ROOMS = ("degradation", "diffusion", "faces", "images", "metrics", "models", "pipelines", "weights")
 _BENCHMARK = ("cases.py", "scoring.py", "severities.py")
 _REPORTS = {"discrepancies", "formats", "inconsistencies", "make", "published_cells", "report", "results", "set_scores"}
-_REPORTS |= {"significance", "specs", "spec_data", "store", "__init__"}
+_REPORTS |= {"sheets", "significance", "specs", "spec_data", "store", "workers", "__init__"}
 
 
 def code_version() -> str:

@@ -21,24 +21,29 @@ from refbfr_core.errors import ConfigError
 
 # One process may work for days while another has finished and waits for it.
 _PATIENCE = timedelta(days=14)
+# Each has about a gigabyte of networks and libraries.
+_MOST = 4
 _STARTER = "REFBFR_TABLE_STARTER"
 
 
 class Workers:
     """The processes of this run.
 
+    Args:
+        cpu: leave the GPUs alone.
+
     Attributes:
         count: how many there are.
         rank: which one this is, from 0; process 0 writes the result.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cpu: bool = False) -> None:
         self._state = None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             import torch
             from accelerate import PartialState
 
-            self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+            self._state = PartialState(cpu=cpu or not torch.cuda.is_available(), timeout=_PATIENCE)
         self.count = 1 if self._state is None else self._state.num_processes
         self.rank = 0 if self._state is None else self._state.process_index
 
@@ -85,19 +90,22 @@ class Workers:
         return gather_object(list(rows))
 
 
-def launch(processes: int, arguments: Sequence[str]) -> int:
+def default_processes(small: bool, cpu: bool = False) -> int:
+    """One a GPU; without one, a process for each of up to four cores where the networks are `small`, else one."""
+    return (0 if cpu else _gpus()) or (max(1, min(_MOST, os.cpu_count() or 1)) if small else 1)
+
+
+def launch(processes: int, arguments: Sequence[str], cpu: bool = False) -> int:
     """Run `refbfr ARGUMENTS` as several processes of this machine, and wait; returns 0 if all went well.
 
     Args:
         processes: at least 2. With GPUs each process gets one, so there cannot be more than GPUs.
-        arguments: of the command, without the number of processes.
+        arguments: of the command. cpu: leave the GPUs alone.
 
     Raises:
         ConfigError: an impossible number.
     """
-    import torch
-
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = 0 if cpu else _gpus()
     if processes < 2 or (gpus and processes > gpus):
         raise ConfigError(
             f"{processes} processes cannot be started here: at least 2 make sense"
@@ -121,6 +129,12 @@ def started_by_launch() -> bool:
     if "WORLD_SIZE" not in os.environ:
         raise ConfigError(f"{_STARTER} is set, but there are no other processes; unset it.")
     return True
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _alive(process: int) -> bool:
