@@ -31,6 +31,7 @@ _SUBMODULES = (
     "models",
     "notebook",
     "pipelines",
+    "processes",
     "torchvision_ops",
     "training",
     "weights",

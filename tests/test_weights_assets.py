@@ -24,7 +24,7 @@ def test_every_record_says_whose_it_is_what_for_and_on_which_terms():
         assert asset.name == name and asset.purpose and asset.licence and asset.terms in TERMS
         assert asset.page.startswith("https://") and asset.link.startswith("https://")
         assert asset.url is None or asset.url.startswith("https://")
-        assert sum(map(bool, (asset.url, asset.store, asset.repository))) == 1, name
+        assert sum(map(bool, (asset.url, asset.store, asset.repository, asset.torchvision))) == 1, name
         assert asset.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", asset.sha256)
         assert not asset.sha256 or asset.sha256.startswith(asset.sha256_prefix)
         assert asset.size is None or asset.size > 0
@@ -39,7 +39,7 @@ def test_every_record_says_whose_it_is_what_for_and_on_which_terms():
 
 def test_names_and_addresses_stand_once():
     assert len({name.casefold() for name in ASSETS}) == len(ASSETS)
-    addresses = Counter(asset.url or asset.repository for asset in ASSETS.values() if not asset.by_hand)
+    addresses = Counter(asset.repository or asset.address() for asset in ASSETS.values() if not asset.by_hand)
     assert addresses.most_common(1)[0][1] == 1
     # A file is recognised by its name when it is imported, so no two may share one.
     filenames = Counter(asset.filename.casefold() for asset in ASSETS.values() if asset.filename)
@@ -100,3 +100,9 @@ def test_unknown_names_and_terms():
     with pytest.raises(ConfigError, match="terms 'whatever'"):
         replace(ASSETS["gfpgan"], terms="whatever")
     assert not Asset("x", "x", "x", "x", "x", FREE).needs_acceptance
+
+
+@pytest.mark.parametrize("name", ["lpips-vgg16", "lpips-alexnet", "lpips-squeezenet"])
+def test_torchvision_knows_where_its_files_are(name: str) -> None:
+    asset = ASSETS[name]
+    assert not asset.by_hand and asset.address().endswith(f"/{asset.filename}")

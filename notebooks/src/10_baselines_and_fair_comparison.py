@@ -647,7 +647,8 @@ nb.check(frame.best.sum() == frame.metric.nunique(), "the report names one best 
 #     print(name, copies(pictures))
 # ```
 #
-# Two things matter: the *largest* likeness over the photos (a copier copies one), and an embedder that the method was not tuned to.
+# Two things matter: the *largest* likeness over the photos (a copier copies one), and an embedder that the method was not tuned to. The whole photo is
+# found out; the pasted faces lie at the border, above both methods that only restored.
 #
 # </details>
 #
@@ -661,8 +662,9 @@ nb.check(frame.best.sum() == frame.metric.nunique(), "the report names one best 
 #     print(name, paired_interval(score(made), measured["ReF-LDM"][name]), "better:", better[name])
 # ```
 #
-# Pixel scores are won by the coarse network anyway, the judge is won by whispering. What stays lost is the score that compares features with the
-# truth: the likelier a score is to see a mistake, the harder it is to fool.
+# The judge is won at once. But sharpening, meant for niqe-toy, spends the coarse network's lead in the pixel scores, and the whispered noise costs
+# niqe-toy in turn; lpips-toy, which compares features with the truth, is not to be had this way at all. Each score alone can be fooled, and every
+# trick is paid for in another kind of score. That is why a table needs several kinds.
 #
 # </details>
 #

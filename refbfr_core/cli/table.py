@@ -38,7 +38,7 @@ def table(
         list[str] | None, typer.Option(help=f"Only this system, or arm such as 'PDGrad, right'; {_PAIR}")
     ] = None,
     dataset: Annotated[list[str] | None, typer.Option(help=f"Only this dataset of the table; {_PAIR}")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first items of every dataset on disk.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first items of every dataset.")] = None,
     processes: Annotated[
         int | None, typer.Option(help="Processes on this machine; one a GPU, or one a CPU core for the toy table.")
     ] = None,

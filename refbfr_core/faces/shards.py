@@ -23,6 +23,7 @@ import torch
 
 from refbfr_core.errors import CacheError, ConfigError, DiskFullError
 from refbfr_core.files import output_error, write_text
+from refbfr_core.processes import alive
 
 PEOPLE_PER_SHARD = 16
 DEFAULT_MAX_BYTES = 8 * 2**30
@@ -211,7 +212,7 @@ class ShardedCache:
 
     def _remove_leftovers(self) -> None:
         for leftover in self.folder.glob(".partial-*"):
-            if not _alive(int(leftover.name.split("-")[1])):
+            if not alive(int(leftover.name.split("-")[1])):
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def _check_disk(self, needed: int) -> None:
@@ -296,13 +297,3 @@ def _sha256(path: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise CacheError(f"{path} cannot be read ({error}); delete {path.parent} and build() again.") from error
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -30,6 +30,7 @@ class Asset:
     purpose : what it is and which system or metric needs it.
     page : its owners' page. licence : what they allow, in a few words. terms : one of `TERMS`.
     url : the file itself; None where only a person can get it. store : then the page that hands it out to a person.
+    torchvision : name of the model whose first ImageNet weights this is: torchvision itself knows their address.
     repository : "owner/name" of a repository of the Hugging Face hub that is wanted as a whole folder.
     patterns : which of its files are wanted; all when empty.
     size : bytes, or None. sha256 : 64 hex digits, or None. sha256_prefix : the digits that its owners put in its name.
@@ -46,6 +47,7 @@ class Asset:
     terms: str
     url: str | None = None
     store: str = ""
+    torchvision: str = ""
     repository: str = ""
     patterns: tuple[str, ...] = ()
     size: int | None = None
@@ -73,7 +75,7 @@ class Asset:
     @property
     def by_hand(self) -> bool:
         """Whether no program can fetch it: its owners hand it out on a page of a file store."""
-        return self.url is None and not self.repository
+        return self.url is None and not self.repository and not self.torchvision
 
     @property
     def link(self) -> str:
@@ -84,6 +86,14 @@ class Asset:
     def title(self) -> str:
         """The file's name, or a word for what has none."""
         return self.filename or self.repository or f"the file of {self.name}"
+
+    def address(self) -> str | None:
+        """Where a program gets the file; None where it cannot. It may import torchvision."""
+        if not self.torchvision:
+            return self.url
+        from torchvision.models import get_model_weights
+
+        return get_model_weights(self.torchvision).IMAGENET1K_V1.url
 
     def how_to_get(self) -> str:
         """Sentences for messages: whose it is, on which terms, and the command that gets it."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from refbfr_core.errors import DiskFullError, WeightsError
 from refbfr_core.files import atomic_path
+from refbfr_core.processes import alone_in
 from refbfr_core.weights.asset import Asset
 from refbfr_core.weights.asset_store import (
-    alone_in,
     asset_folder,
     compare,
     digest_of,

@@ -10,15 +10,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from refbfr_core.errors import OutputError, WeightsError
-from refbfr_core.files import output_error, write_text
+from refbfr_core.errors import WeightsError
+from refbfr_core.files import write_text
 from refbfr_core.weights.asset import Asset
 from refbfr_core.weights.assets import asset_entry
 from refbfr_core.weights.places import weights_root
@@ -192,24 +190,6 @@ def write_record(
         "accepted": accepted,
     }
     write_text(asset_folder(entry.name, root) / RECORD, json.dumps(record, indent=2) + "\n")
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Run a block as the only one that writes into `folder`; raises `OutputError` while another one does."""
-    import fcntl
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise output_error(folder, error) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go when this process ends, however
-        except OSError as error:
-            raise OutputError(f"another process is writing to {folder}; wait until it has ended.") from error
-        yield
 
 
 def _standing(entry: Asset, path: Path, record: dict[str, Any] | None, thorough: bool) -> tuple[str, str]:

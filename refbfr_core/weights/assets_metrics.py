@@ -25,7 +25,7 @@ def _trunk(name: str, network: str, filename: str, prefix: str, **known: str | i
         f"{_TORCHVISION}.{network}.html",
         _TORCHVISION_LICENCE,
         FREE,
-        url=f"https://download.pytorch.org/models/{filename}",
+        torchvision=network,
         sha256_prefix=prefix,
         library=f"torch-hub/checkpoints/{filename}",
         **known,

@@ -9,9 +9,9 @@ from typing import Any
 
 from refbfr_core.errors import OutputError, WeightsError
 from refbfr_core.files import output_error
+from refbfr_core.processes import alone_in
 from refbfr_core.weights.asset import Asset
 from refbfr_core.weights.asset_store import (
-    alone_in,
     asset_folder,
     check_file,
     compare,
@@ -58,13 +58,13 @@ def fetch_asset(
     if own is not None and not replace:
         check_file(entry, own, read_record(entry, root))
         return own
-    if entry.url is None:
+    if entry.by_hand:
         raise WeightsError(f"no program can fetch {entry.title}: its owners hand it out to people. "
                            f"{entry.how_by_hand()} (licence: {entry.licence}; {entry.page})")  # fmt: skip
     _require_online(entry, offline)
     accepted = require_accepted(entry, accept)
     with alone_in(asset_folder(name, root)):
-        return _fetch(entry, entry.url, accepted, progress, root, replace, timeout, attempts)
+        return _fetch(entry, entry.address(), accepted, progress, root, replace, timeout, attempts)
 
 
 def is_offline(offline: bool | None = None) -> bool:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refbfr_core.errors import DiskFullError, OutputError, WeightsError
-from refbfr_core.files import output_error
+from refbfr_core.errors import DiskFullError, WeightsError
+from refbfr_core.processes import alone_in
 from refbfr_core.weights import published_ldbfr, stable_diffusion
 from refbfr_core.weights.diffusers_folder import FolderKind
 from refbfr_core.weights.places import published_root
@@ -322,18 +322,7 @@ def _card(candidate: _Candidate, converted: Converted) -> dict[str, Any]:
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Runs a block as the only import into `folder`, and first removes what a killed import left half-written."""
-    import fcntl
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".import.lock").open("w")
-    except OSError as error:
-        raise output_error(folder, error) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go when this process ends, however
-        except OSError as error:
-            raise OutputError(f"another import into {folder} is running; wait until it has ended.") from error
+    with alone_in(folder, ".import.lock", "import is running into"):
         for name in (*_READERS, *stable_diffusion.FOLDER.parts):
             for left in (*folder.glob(f".{name}.partial-*"), *folder.glob(f".{name}.old-*")):
                 shutil.rmtree(left, ignore_errors=True)

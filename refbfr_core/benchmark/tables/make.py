@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Choices:
     Attributes:
         people: drawn people at each severity. seed: of them, their views, degradations and noise.
         roots: dataset -> its folder on this machine. images: dataset -> folder of its photographs, if elsewhere.
-        limit: only so many items of every dataset on disk, from the first on.
+        limit: only so many items of every dataset, from the first on.
         systems: only these systems, or arms written like "PDGrad, right"; empty for all of the table.
         datasets: only these of the table; empty for all.
         results: name -> folder of restored pictures that are scored under that name, like "VQFR" or "ASFFNet, right".
@@ -173,7 +173,8 @@ def open_datasets(spec: TableSpec, choices: Choices) -> tuple[list[TableDataset]
     opened, absent = [], {}
     for name in choices.datasets or names:
         if name.startswith(DRAWN):
-            opened.append(drawn_dataset(name.removeprefix(DRAWN), choices.people, seed=choices.seed))
+            drawn = drawn_dataset(name.removeprefix(DRAWN), choices.people, seed=choices.seed)
+            opened.append(replace(drawn, items=drawn.items[: choices.limit]))
             continue
         if name not in choices.roots:
             absent[name] = f"name its folder: --root {name}=FOLDER; `refbfr datasets list` says where it comes from."

@@ -18,6 +18,7 @@ from datetime import timedelta
 from typing import Any
 
 from refbfr_core.errors import ConfigError
+from refbfr_core.processes import alive
 
 # One process may work for days while another has finished and waits for it.
 _PATIENCE = timedelta(days=14)
@@ -78,7 +79,7 @@ class Workers:
         Its rows are kept. Going on alone would compete with whoever gives the command again.
         """
         starter = os.environ.get(_STARTER)
-        if starter is not None and not _alive(int(starter)):
+        if starter is not None and not alive(int(starter)):
             raise ConfigError("the command that started this process is gone; give it again to go on.")
 
     def everything(self, rows: Sequence[Any]) -> list[Any]:
@@ -135,13 +136,3 @@ def _gpus() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
