@@ -331,3 +331,9 @@ def test_two_tables_of_one_paper_never_share_a_cell():
     cells = published_cells(spec)
     assert not cells.duplicated(["dataset", "system", "references", "metric"]).any()
     assert set(cells[(cells.system == "PDGrad") & (cells.published == 3.39)].metric) == {"niqe", "niqe (Table 4)"}
+
+
+@pytest.mark.parametrize(("people", "said"), [(3, True), (6, False)])
+def test_intervals_from_few_people_are_said_to_say_little(people: int, said: bool) -> None:
+    rows = random_rows([("Input", "none"), ("LDM", "none")], {"psnr": 20.0}, items=people)
+    assert ("say little" in TableReport(rows).text()) == said

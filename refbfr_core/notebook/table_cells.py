@@ -10,14 +10,11 @@ import pandas as pd
 
 from refbfr_core.benchmark.recording import Recording
 from refbfr_core.benchmark.rows import OK
-from refbfr_core.benchmark.tables.significance import DEG_VQFR, TIED, grouped_interval
+from refbfr_core.benchmark.tables.significance import DEG_VQFR, LEAST_PEOPLE, TIED, grouped_interval
 from refbfr_core.benchmark.tables.store import TableStore
 from refbfr_core.benchmark.tables.systems import Arm
 from refbfr_core.errors import ConfigError
 from refbfr_core.metrics import REGISTRY, SET_REGISTRY, Interval
-
-LEAST_PEOPLE = 5
-"""Below this number of people no interval is shown: resampling so few of them knows only a handful of means."""
 
 KNOWN = (*REGISTRY, DEG_VQFR, *SET_REGISTRY)
 """Names of everything that can be measured here."""

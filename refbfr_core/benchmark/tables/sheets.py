@@ -11,7 +11,7 @@ import pandas as pd
 
 from refbfr_core.benchmark.rows import OK
 from refbfr_core.benchmark.tables.formats import BEST, TIED, Cell, Sheet
-from refbfr_core.benchmark.tables.significance import FEW
+from refbfr_core.benchmark.tables.significance import FEW, LEAST_PEOPLE
 from refbfr_core.benchmark.tables.significance import TIED as TIED_VERDICT
 from refbfr_core.metrics import REGISTRY
 
@@ -210,6 +210,12 @@ def _notes(report: TableReport, frame: pd.DataFrame) -> list[str]:
             f"hold together at {report.level:.0%} (Bonferroni{_levels(frame)})."
         )
         notes.append("Failed pictures enter no mean; they are counted in the column failed.")
+        fewest = int(frame.groups[(frame.kind == "mean") & (frame.groups > 0)].min())
+        if fewest < LEAST_PEOPLE:
+            notes.append(
+                f"Intervals and marks from {fewest} people say little: resampling so few knows a handful of means. "
+                f"Take at least {LEAST_PEOPLE}, better 20."
+            )
     if (frame.verdict == FEW).any():
         notes.append("Some lines share fewer than two people with the best one and are not compared with it.")
     if (frame.kind == "set").any():

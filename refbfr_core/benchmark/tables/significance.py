@@ -22,6 +22,8 @@ from refbfr_core.metrics import REGISTRY, Interval, mean_interval
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+LEAST_PEOPLE = 5
+"""Intervals from fewer people say little: resampling so few of them knows only a handful of means."""
 KEYS = ("dataset", "system", "references", "metric")
 ROW_KEYS = ("dataset", "item", "group", "system", "references", "status", "reason")
 """Columns that rows need besides their metrics; "key" and others may stand there too."""
