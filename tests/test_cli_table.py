@@ -81,6 +81,11 @@ def test_a_folder_of_results_with_a_missing_picture(alone: Path, tmp_path: Path)
     assert rows.psnr["Theirs", "person-002"] == pytest.approx(rows.psnr["Coarse network", "person-002"], abs=0.02)
 
 
+def test_sets_that_are_too_small_are_named(alone: Path) -> None:
+    done = CliRunner().invoke(app, [*QUICK, "--processes", "1", "--out", str(alone), "--sets", "--quiet"])
+    assert done.exit_code == 0 and "kid-toy of 2 arms: 3 pictures; sets below 64" in done.output
+
+
 @pytest.mark.parametrize("style", ["markdown", "latex", "html", "csv"])
 def test_formats(alone: Path, style: str) -> None:
     done = CliRunner().invoke(app, [*QUICK, "--processes", "1", "--out", str(alone), "--format", style, "--quiet"])

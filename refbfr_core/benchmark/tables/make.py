@@ -83,6 +83,9 @@ class MadeTable:
         lines += [f"not run: {name}: {why}" for name, why in self.run.not_run.items()]
         for dataset, metrics in self.run.unmeasured.items():
             lines += [f"not measured on {dataset}: {name}: {why}" for name, why in metrics.items()]
+        if self.sets is not None:
+            refused = self.sets[self.sets.reason != ""].groupby(["dataset", "metric", "reason"], sort=False)
+            lines += [f"not measured on {name}: {what} of {len(own)} arms: {why}" for (name, what, why), own in refused]
         return lines
 
 

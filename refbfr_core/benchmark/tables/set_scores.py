@@ -18,6 +18,7 @@ from refbfr_core.errors import ConfigError, ImageContractError, RefbfrError
 from refbfr_core.faces import ToyFaces
 from refbfr_core.images import read_image
 from refbfr_core.metrics import SET_REGISTRY, fit_moments, set_distance
+from refbfr_core.metrics.distances import LEAST
 from refbfr_core.metrics.inception import load_inception
 from refbfr_core.metrics.textures import load_textures
 
@@ -63,6 +64,11 @@ def score_sets(
             line = dict.fromkeys(_COLUMNS, "") | {"dataset": dataset, "system": system, "references": references}
             line |= {"metric": metric, "value": float("nan"), "spread": float("nan"), "n": len(paths)}
             try:
+                if len(paths) < LEAST and not allow_small:  # before any network is loaded and any picture drawn
+                    raise ConfigError(
+                        f"{len(paths)} pictures; sets below {LEAST} are refused unless asked for: --allow-small, or "
+                        "allow_small=True."
+                    )
                 extractor = spaces.of(metric)
                 if (metric, dataset) not in known:
                     known[metric, dataset] = _reference(metric, dataset, run, reference_sets or {}, extractor)

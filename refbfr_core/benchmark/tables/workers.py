@@ -113,7 +113,8 @@ def launch(processes: int, arguments: Sequence[str], cpu: bool = False) -> int:
             + (f", and there are {gpus} GPUs." if gpus else ".")
         )
     # What accelerate launch calls for GPUs; for CPU processes it would want MPI.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    command += ["--nproc-per-node", str(processes)]
     environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ) | {_STARTER: str(os.getpid())}
     done = subprocess.run([*command, "-m", "refbfr_core.cli", *arguments], env=environment, check=False)
     return done.returncode
