@@ -34,7 +34,7 @@ from refbfr_core.errors import ConfigError
 from refbfr_core.faces.reference_dataset import RESOLUTION, ReferenceDataset
 from refbfr_core.faces.reference_layouts import REFERENCE_LAYOUTS
 from refbfr_core.faces.reference_rows import DatasetError, ReferenceRow, checked_name
-from refbfr_core.files import write_text
+from refbfr_core.files import file_sha256, write_text
 
 NAME = "celebref-hq"
 PAIRS_FILE = "pairs.csv"
@@ -261,12 +261,6 @@ class ExactFinder:
     def places(self) -> str:
         """Where it looks, for messages."""
         return str(self.root)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file as hexadecimal digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _pair(place: Path, identity: str, names: Sequence[str], seed: int) -> Pair | None:

@@ -17,7 +17,6 @@ import numpy as np
 from refbfr_core.errors import ImageFileError
 from refbfr_core.faces.celebref import (
     NAME,
-    file_sha256,
     people_folder,
     people_on_disk,
     read_pairs,
@@ -29,6 +28,7 @@ from refbfr_core.faces.reference_dataset import RESOLUTION, open_square
 from refbfr_core.faces.reference_layouts import REFERENCE_LAYOUTS
 from refbfr_core.faces.reference_report import DatasetReport, Finding, SplitSummary
 from refbfr_core.faces.reference_rows import DatasetError
+from refbfr_core.files import file_sha256
 
 SPLIT = "test"
 

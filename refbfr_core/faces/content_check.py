@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from refbfr_core.faces.celebref import file_sha256
+from refbfr_core.files import file_sha256
 
 if TYPE_CHECKING:
     from PIL import Image

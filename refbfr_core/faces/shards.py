@@ -6,7 +6,6 @@ name, flushed, and renamed in one step, so a run that is killed half-way loses w
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 
 from refbfr_core.errors import CacheError, ConfigError, DiskFullError
-from refbfr_core.files import output_error, write_text
+from refbfr_core.files import file_sha256, output_error, write_text
 from refbfr_core.processes import alive
 
 PEOPLE_PER_SHARD = 16
@@ -293,7 +292,6 @@ def _start_worker(parent: int) -> None:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise CacheError(f"{path} cannot be read ({error}); delete {path.parent} and build() again.") from error

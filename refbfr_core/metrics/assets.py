@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from refbfr_core.errors import WeightsError
-from refbfr_core.weights.asset_store import asset_path, digest_of, library_place
+from refbfr_core.weights.asset_store import asset_path, library_place
 from refbfr_core.weights.assets import asset_entry
 
 
@@ -62,11 +62,6 @@ def missing_file(asset: str) -> str | None:
 def is_official(asset: str, digest: str) -> bool:
     """Whether a SHA-256 is that of the owners' file, as far as its beginning is known."""
     return digest.startswith(asset_entry(asset).sha256_prefix or "")
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits."""
-    return digest_of(path)
 
 
 def warn_about_foreign(asset: str, path: Path, digest: str, score: str) -> None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from refbfr_core.errors import ConfigError, ImageContractError, WeightsError, missing_extra
+from refbfr_core.files import file_sha256
 from refbfr_core.metrics.assets import (
-    file_digest,
     fill_network,
     get_it_again,
     need_file,
@@ -109,7 +109,7 @@ def load_musiq(path: str | Path | None = None, device: torch.device | str = "cpu
     with torch.random.fork_rng(devices=[]):
         network = MUSIQ(num_class=1, pretrained=False)
     fill_network(network, state, file, cure)
-    warn_about_foreign(MUSIQ_ASSET, file, file_digest(file), "MUSIQ")
+    warn_about_foreign(MUSIQ_ASSET, file, file_sha256(file), "MUSIQ")
     return network.to(device)
 
 

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refbfr_core.errors import ConfigError, missing_extra, unknown_name
+from refbfr_core.files import file_sha256
 from refbfr_core.images import to_uint8
-from refbfr_core.metrics.assets import file_digest, fill_network, get_it_again, is_official, need_file, read_checkpoint
+from refbfr_core.metrics.assets import fill_network, get_it_again, is_official, need_file, read_checkpoint
 
 ASSET = "inception-fid"
 SIDE = 299
@@ -90,7 +91,7 @@ def load_inception(
     network = build_inception()
     fill_network(network, read_checkpoint(file, cure), file, cure)
     network.fc = nn.Identity()
-    return InceptionFeatures(network, resizing, file_digest(file)).to(device).eval()
+    return InceptionFeatures(network, resizing, file_sha256(file)).to(device).eval()
 
 
 def build_inception() -> nn.Module:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from refbfr_core.errors import ConfigError, ImageContractError, WeightsError, missing_extra, unknown_name
+from refbfr_core.files import file_sha256
 from refbfr_core.images import to_network
 from refbfr_core.metrics.assets import (
-    file_digest,
     get_it_again,
     library_path,
     missing_file,
@@ -186,4 +186,4 @@ def _fill_trunk(trunk: nn.Module, net: str) -> None:
         trunk.load_state_dict({key: state[source] for key, source in wanted.items()})
     except RuntimeError as error:
         raise WeightsError(f"{path} does not fit: {error}; fetch torchvision's own file.") from error
-    warn_about_foreign(asset, path, file_digest(path), "LPIPS")
+    warn_about_foreign(asset, path, file_sha256(path), "LPIPS")

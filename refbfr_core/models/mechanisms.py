@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from diffusers import UNet2DModel
 
 from refbfr_core.errors import WeightsError, unknown_name
-from refbfr_core.files import atomic_path, write_text
+from refbfr_core.files import atomic_path, file_sha256, write_text
 from refbfr_core.models.mechanism_attention import CacheKV, CrossAttention
 from refbfr_core.models.mechanism_base import Context, ReferenceMechanism
 from refbfr_core.models.mechanism_concatenation import ChannelConcatenation, SpatialConcatenation
@@ -70,7 +69,7 @@ def save_mechanism(mechanism: ReferenceMechanism, folder: str | Path, about: Map
         "mechanism": mechanism.name,
         "max_references": mechanism.max_references,
         "unet": {key: value for key, value in mechanism.unet.config.items() if not key.startswith("_")},
-        "sha256": _digest(folder / _WEIGHTS),
+        "sha256": file_sha256(folder / _WEIGHTS),
         "about": dict(about),
     }
     write_text(folder / _ABOUT, json.dumps(described, indent=2, allow_nan=False) + "\n")
@@ -88,7 +87,7 @@ def load_mechanism(folder: str | Path) -> ReferenceMechanism:
 
     described = read_mechanism(folder)
     path = Path(folder) / _WEIGHTS
-    if not path.is_file() or _digest(path) != described["sha256"]:
+    if not path.is_file() or file_sha256(path) != described["sha256"]:
         raise WeightsError(f"{path} is missing or has been altered since it was written; train or copy it again.")
     with torch.random.fork_rng(devices=[]):
         unet = UNet2DModel.from_config(described["unet"])
@@ -113,8 +112,3 @@ def read_mechanism(folder: str | Path) -> dict[str, Any]:
     if missing:
         raise WeightsError(f"{path} lacks {sorted(missing)}; export the network again.")
     return described
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

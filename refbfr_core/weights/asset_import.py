@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from refbfr_core.errors import DiskFullError, WeightsError
-from refbfr_core.files import atomic_path
+from refbfr_core.files import atomic_path, file_sha256
 from refbfr_core.processes import alone_in
 from refbfr_core.weights.asset import Asset
 from refbfr_core.weights.asset_store import (
     asset_folder,
     compare,
-    digest_of,
     own_file,
     read_record,
     write_record,
@@ -36,7 +35,7 @@ def recognise_asset(path: str | Path) -> str | None:
         return named[0]
     size = path.stat().st_size
     pinned = [entry for entry in kept if entry.sha256 and entry.size in (None, size)]
-    sha256 = digest_of(path) if pinned else ""
+    sha256 = file_sha256(path) if pinned else ""
     return next((entry.name for entry in pinned if entry.sha256 == sha256), None)
 
 
@@ -66,7 +65,7 @@ def import_asset(
     if difference:
         raise WeightsError(f"{path} {difference}. Nothing was copied. Download it again from {entry.link}")
     before, record = own_file(entry, root), read_record(entry, root)
-    if not replace and before is not None and digest_of(before) != sha256:
+    if not replace and before is not None and file_sha256(before) != sha256:
         raise WeightsError(
             f"{path} (SHA-256 {sha256[:16]}…) is not the file that is there as {name}, {before}. If it is the right "
             "one, import it with --replace."

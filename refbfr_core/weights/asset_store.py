@@ -7,7 +7,6 @@ cache is found there too; nothing is written down about those.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from refbfr_core.errors import WeightsError
-from refbfr_core.files import write_text
+from refbfr_core.files import file_sha256, write_text
 from refbfr_core.weights.asset import Asset
 from refbfr_core.weights.assets import asset_entry
 from refbfr_core.weights.places import weights_root
@@ -133,7 +132,7 @@ def compare(entry: Asset, path: Path, record: dict[str, Any] | None) -> tuple[st
     """SHA-256 of `path`, and in words how it differs from what is pinned or on its record, "" if it does not."""
     if wrong_size := _size_differs(entry, path, record):
         return "", wrong_size
-    sha256 = digest_of(path)
+    sha256 = file_sha256(path)
     pinned = entry.sha256 or entry.sha256_prefix
     for expected, whose in ((pinned, "its owners' file"), ((record or {}).get("sha256"), "the file that came first")):
         if expected and not sha256.startswith(expected):
@@ -150,12 +149,6 @@ def _size_differs(entry: Asset, path: Path, record: dict[str, Any] | None) -> st
             what = "truncated" if size < expected else "too long"
             return f"is {what}: {size} bytes came, {expected} are expected"
     return ""
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file, as 64 hex digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_record(entry: Asset, root: str | Path | None = None) -> dict[str, Any] | None:

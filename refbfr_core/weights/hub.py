@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
 from refbfr_core.errors import WeightsError
+from refbfr_core.files import file_sha256
 from refbfr_core.weights.asset import Asset
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -31,8 +31,7 @@ def check_repository(entry: Asset, folder: Path) -> Path:
     for path in sorted(folder.rglob("*")):
         if not path.is_symlink() or not _SHA256.fullmatch(path.resolve().name):
             continue
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = file_sha256(path)
         if digest != path.resolve().name:
             raise WeightsError(
                 f"{path} has been altered: SHA-256 {digest[:16]}… came, {path.resolve().name[:16]}… is expected. "

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from refbfr_core.errors import WeightsError
+from refbfr_core.files import file_sha256
 from refbfr_core.weights.convert_strict import first_few
 
 # Names that frameworks leave in checkpoints beside the tensors. A name here is never imported, only stood in for.
@@ -128,8 +129,7 @@ def file_digest(path: str | Path) -> str:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; name the downloaded file.")
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -8,7 +8,6 @@ small enough for any git host; the authors' networks, which never do, are kept a
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -25,7 +24,7 @@ from torch import nn
 
 from refbfr_core.devices import pick_device
 from refbfr_core.errors import ConfigError, OutputError, WeightsError
-from refbfr_core.files import output_error
+from refbfr_core.files import file_sha256, output_error
 from refbfr_core.weights.card import FORMAT, check_card, render_card
 from refbfr_core.weights.places import how_to_get, network_folder, published_root, shipped_root
 from refbfr_core.weights.registry import network_entry
@@ -152,7 +151,7 @@ def verify_network(folder: str | Path) -> dict[str, Any]:
             raise WeightsError(
                 f"{path} is {what}: {size} bytes came, {item['bytes']} are expected. Reinstall or copy the file again."
             )
-        if (digest := _sha256(path)) != item["sha256"]:
+        if (digest := file_sha256(path)) != item["sha256"]:
             raise WeightsError(
                 f"{path} has been altered: SHA-256 {digest[:12]}… came, {item['sha256'][:12]}… is expected. "
                 "Reinstall or copy the file again."
@@ -263,7 +262,7 @@ def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _refuse_large(name: str, files: list[dict[str, Any]]) -> None:
@@ -290,8 +289,3 @@ def _put_in_place(partial: Path, target: Path) -> None:
             raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

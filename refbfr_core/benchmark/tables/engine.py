@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from refbfr_core.benchmark.rows import FAILED, OK, fingerprint
-from refbfr_core.benchmark.scoring import Scorer, computable
+from refbfr_core.benchmark.scoring import IDENTITY, Scorer, computable
 from refbfr_core.benchmark.tables.cases import TableCase, TableDataset, TableItem
 from refbfr_core.benchmark.tables.provenance import code_version
 from refbfr_core.benchmark.tables.restorers import Restorer, build_restorer
@@ -130,8 +130,11 @@ def run_table(
     build = lambda system: given[system] if system in given else build_restorer(system, profile, place)  # noqa: E731
     with _cpu_threads(threads):
         run = _Run(TableStore(folder), workers, settings, allowed, folder if pictures else None, retry_failed)
-        judge = load_network("judge", device=place) if judge is None else judge
-        run.scorers = {names: Scorer(names, judge) for names in dict.fromkeys(allowed.values())}
+        asked = {name for names in allowed.values() for name in names}
+        if judge is None and asked & set(IDENTITY):
+            judge = load_network("judge", device=place)
+        judge = None if judge is None else judge.to(place)  # each process has a GPU of its own
+        run.scorers = {names: Scorer(names, judge, device=place) for names in dict.fromkeys(allowed.values())}
         systems = list(dict.fromkeys(arm.system for arm in arms))
         total = sum(len(dataset.items) for dataset in datasets) * len(arms)
         hidden = not progress or not workers.main

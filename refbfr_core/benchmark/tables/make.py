@@ -22,9 +22,7 @@ from refbfr_core.benchmark.tables.set_scores import score_sets
 from refbfr_core.benchmark.tables.specs import TableSpec, table_spec
 from refbfr_core.benchmark.tables.systems import NEEDS, SYSTEMS, Arm, parse_arm
 from refbfr_core.benchmark.tables.workers import Workers
-from refbfr_core.devices import pick_device
 from refbfr_core.errors import ConfigError, MissingExtraError, RefbfrError, WeightsError, unknown_name
-from refbfr_core.metrics import REGISTRY
 
 DRAWN = "drawn-"
 PEOPLE = 20
@@ -112,7 +110,7 @@ def make_table(
     if not datasets:
         raise ConfigError(f"no dataset of {name!r} is here: " + " ".join(f"{each}: {absent[each]}" for each in absent))
     restorers: dict[str, Restorer] = {**options.pop("restorers", {}), **folders}
-    metrics, judge, why = _metrics(spec, choices, options.get("device"))
+    metrics, judge, why = _metrics(spec, choices)
     run = run_table(
         datasets,
         arms,
@@ -169,7 +167,7 @@ def chosen_arms(spec: TableSpec, choices: Choices) -> tuple[tuple[Arm, ...], dic
 
 def open_datasets(spec: TableSpec, choices: Choices) -> tuple[list[TableDataset], dict[str, str]]:
     """The datasets of a table that are here, and why the others are not."""
-    names = list(spec.datasets)
+    names = spec.dataset_names
     for name in (*choices.datasets, *choices.roots):
         if name not in names:
             raise unknown_name(f"dataset of the table {spec.name!r}", name, names)
@@ -201,12 +199,12 @@ def _folder_arm(text: str) -> Arm:
     return Arm(text, "right") if needs else parse_arm(text)
 
 
-def _metrics(spec: TableSpec, choices: Choices, device: Any) -> tuple[tuple[str, ...], nn.Module | None, str]:
+def _metrics(spec: TableSpec, choices: Choices) -> tuple[tuple[str, ...], nn.Module | None, str]:
     """The scores to measure, the judge (None: the shipped one) and why there is no score of identity, if so."""
-    names = tuple(name for name in spec.metrics if name in REGISTRY)
+    names = spec.metric_names
     if spec.profile == "toy" and choices.judge is None:
         return names, None, ""
     try:
-        return names, photo_judge(choices.judge).to(pick_device(device)), ""
+        return names, photo_judge(choices.judge), ""
     except (WeightsError, MissingExtraError) as error:
         return tuple(name for name in names if name not in IDENTITY), None, str(error)

@@ -15,10 +15,10 @@ from refbfr_core.benchmark.tables.cases import TableCase, TableItem
 from refbfr_core.degradation import PRESETS, Degradation
 from refbfr_core.errors import ConfigError
 from refbfr_core.faces.blind_dataset import BlindDataset, name_seed
-from refbfr_core.faces.celebref import file_sha256
 from refbfr_core.faces.reference_check import identity_groups
 from refbfr_core.faces.reference_dataset import ReferenceDataset, first_references, picture_tensor
 from refbfr_core.faces.reference_rows import DatasetError, picture_key
+from refbfr_core.files import file_sha256
 
 
 class FileDigests:
